@@ -1,0 +1,111 @@
+"""Optimizers as data: one small dataclass per optimizer and the function that builds it.
+
+The applications hold one of these in their configuration and never name an optimizer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from psgd_optim.clipping import ClipRMS
+from psgd_optim.criteria import GradientWhitening, MomentumWhitening
+from psgd_optim.forms.kron import Kron
+from psgd_optim.optimizer import PSGD, Fitting
+from psgd_optim.schedules import anneal
+
+
+@dataclass(frozen=True, kw_only=True)
+class KronConfig:
+    """PSGD with the Kronecker form and the whitening criterion."""
+
+    name: ClassVar[str] = "psgd"
+
+    lr: float = 1e-3
+    """Step size, in root-mean-square parameter change per step."""
+    momentum: float = 0.9
+    """Decay of the gradient average, in [0, 1)."""
+    weight_decay: float = 0.0
+    """Decoupled decay of the parameters with two or more axes; a step takes lr * weight_decay."""
+    whiten: Literal["momentum", "gradient"] = "momentum"
+    """What the preconditioner whitens."""
+    precond_lr: float = 0.1
+    """Step size of the preconditioner, dimensionless."""
+    update_prob: float = 0.03
+    """Probability of fitting the preconditioner in a step, once the start is over."""
+    update_every_step_for: int = 500
+    """Steps at the start that all fit the preconditioner."""
+    max_size: int = 8192
+    """Longest axis that gets a dense factor."""
+    max_skew: float = 1.0
+    """An axis gets a dense factor only if its squared size is at most this times the elements."""
+    clip_rms: float = 1.1
+    """Largest root mean square of one parameter's preconditioned gradient."""
+    seed: int = 0
+    """Seed of the preconditioner's own random numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+    """torch.optim.AdamW."""
+
+    name: ClassVar[str] = "adamw"
+
+    lr: float = 1e-3
+    """Step size."""
+    beta1: float = 0.9
+    """Decay of the gradient average."""
+    beta2: float = 0.99
+    """Decay of the squared gradient average."""
+    eps: float = 1e-8
+    """Added to the root of the squared gradient average."""
+    weight_decay: float = 0.0
+    """Decoupled decay of the parameters with two or more axes."""
+
+
+OptimizerConfig = KronConfig | AdamWConfig
+
+OPTIMIZERS: dict[str, OptimizerConfig] = {
+    KronConfig.name: KronConfig(),
+    AdamWConfig.name: AdamWConfig(),
+}
+"""Every optimizer by its name, with its default settings."""
+
+
+def build(
+    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """Build the optimizer that a configuration describes.
+
+    Weight decay applies to parameters with two or more axes; biases and gains keep their size.
+
+    Args:
+        named_parameters: A module's `named_parameters()`.
+        config: The optimizer's settings.
+
+    Returns:
+        The optimizer, with one or two parameter groups.
+    """
+    parameters = [p for _, p in named_parameters if p.requires_grad]
+    split = {config.weight_decay: [p for p in parameters if p.ndim >= 2]}
+    split.setdefault(0.0, []).extend(p for p in parameters if p.ndim < 2)
+    groups = [{"params": ps, "weight_decay": decay} for decay, ps in split.items() if ps]
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(
+            groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
+        )
+    return PSGD(
+        groups,
+        config.lr,
+        form=Kron(max_size=config.max_size, max_skew=config.max_skew),
+        criterion=MomentumWhitening() if config.whiten == "momentum" else GradientWhitening(),
+        momentum=config.momentum,
+        clip=(ClipRMS(config.clip_rms),),
+        fitting=Fitting(
+            precond_lr=config.precond_lr,
+            gate=anneal(1.0, config.update_prob, flat=config.update_every_step_for),
+            seed=config.seed,
+        ),
+    )

@@ -1,0 +1,1 @@
+"""What the two applications share: run folders, checkpoints, metrics, the run-time environment."""

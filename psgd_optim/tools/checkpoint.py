@@ -1,0 +1,63 @@
+"""Checkpoint files: written whole or not at all, read without running any code in them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psgd_optim.types import InputError
+
+FORMAT = 1
+
+
+def write_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that a crash at any moment leaves the old file or the new one.
+
+    Args:
+        path: The file to create or replace.
+        kind: The application that the file belongs to, checked again on reading.
+        content: Tensors, numbers, strings, and dicts and lists of them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save({"format": FORMAT, "kind": kind, "content": content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: The file.
+        kind: The application that reads it.
+
+    Returns:
+        The `content` that was written.
+
+    Raises:
+        InputError: If the file is missing, damaged, or of another kind or format.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}; name a run folder that has one.")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch.load reports a damaged file as RuntimeError, EOFError, UnpicklingError or others.
+        raise InputError(
+            f"The checkpoint {path} is damaged or truncated ({type(error).__name__}); "
+            "restore it from a copy or train again."
+        ) from error
+    found = data.get("kind") if isinstance(data, dict) else None
+    if found != kind:
+        raise InputError(f"{path} is a checkpoint of {found!r}, not of {kind!r}; name one of the latter.")
+    if data["format"] != FORMAT:
+        raise InputError(f"{path} has checkpoint format {data['format']}, this version reads {FORMAT}.")
+    content: dict[str, Any] = data["content"]
+    return content

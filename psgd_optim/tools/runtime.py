@@ -1,0 +1,93 @@
+"""The process around a run: device, seeds, interruption, elapsed time."""
+
+import random
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Self
+
+import torch
+
+from psgd_optim.types import InputError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn a device name into a device that can be used here.
+
+    Args:
+        name: `"auto"` (CUDA when there is one, else the CPU) or what `torch.device` takes.
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: If the name is unknown or the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"The device {name!r} cannot be used here; use auto, cpu or cuda.") from error
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's and torch's global generators (all devices)."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Interrupt:
+    """Turns the first SIGINT or SIGTERM into a request that a loop can honour between two steps.
+
+    A second signal raises `KeyboardInterrupt` at once. Outside the main thread, where Python
+    cannot install handlers, it does nothing.
+
+    >>> with Interrupt() as interrupt:
+    ...     interrupt.requested
+    False
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Stopwatch:
+    """Seconds spent in a run, continued over its interruptions.
+
+    Args:
+        start: Seconds that earlier parts of the run took.
+    """
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._origin = time.perf_counter() - start
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began, pauses between its parts left out."""
+        return time.perf_counter() - self._origin

@@ -1,0 +1,128 @@
+"""The command line that the scripts share: presets, nested flags, one-line errors, exit codes."""
+
+import contextlib
+import dataclasses
+import difflib
+import errno
+import io
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import tyro
+
+from psgd_optim.config import OPTIMIZERS
+from psgd_optim.types import InputError
+
+Config = TypeVar("Config")
+OK, FAILED, BAD_INPUT, STORAGE = 0, 1, 2, 3
+
+
+def closest(name: str, known: Sequence[str]) -> str:
+    """Return a hint with the nearest known name, or with all of them when none is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
+
+
+def parse(presets: Mapping[str, Config], args: Sequence[str], *, prog: str) -> Config:
+    """Build a configuration from `PRESET [--flag value ...]`.
+
+    A field that holds an optimizer takes its name as `--FIELD NAME` and its settings as
+    `--FIELD.setting value`.
+
+    Args:
+        presets: The named starting points.
+        args: The command line after the program's name.
+        prog: The program's name in `--help`.
+
+    Returns:
+        The preset with the flags applied.
+
+    Raises:
+        InputError: If the preset, a flag or a value is not known.
+    """
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"usage: {prog} PRESET [--flag value ...]", "", "presets:"]
+        lines += [f"  {name}" for name in presets]
+        lines += ["", f"{prog} PRESET --help lists the flags."]
+        print("\n".join(lines))
+        raise SystemExit(OK if args else BAD_INPUT)
+    name, *rest = args
+    if name not in presets:
+        raise InputError(f"There is no preset {name!r}; {closest(name, list(presets))}")
+    config, rest = _choose_optimizers(presets[name], rest)
+    return parse_flags(config, rest, prog=f"{prog} {name}")
+
+
+def _choose_optimizers(config: Config, args: list[str]) -> tuple[Config, list[str]]:
+    """Apply every `--FIELD NAME` whose field holds an optimizer's settings."""
+    kinds = tuple(type(value) for value in OPTIMIZERS.values())
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        flag = f"--{field.name.replace('_', '-')}"
+        if isinstance(getattr(config, field.name), kinds) and flag in args[:-1]:
+            at = args.index(flag)
+            name = args[at + 1]
+            if name not in OPTIMIZERS:
+                raise InputError(f"There is no optimizer {name!r}; {closest(name, list(OPTIMIZERS))}")
+            config = dataclasses.replace(config, **{field.name: OPTIMIZERS[name]})  # type: ignore[type-var]
+            args = args[:at] + args[at + 2 :]
+    return config, args
+
+
+def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
+    """Apply flags to a configuration.
+
+    Args:
+        default: The configuration that the flags change.
+        args: The flags.
+        prog: The program's name in `--help`.
+
+    Returns:
+        The changed configuration.
+
+    Raises:
+        InputError: If a flag or a value is not known.
+    """
+    complaint = io.StringIO()
+    kind = type(default)
+    settings = (tyro.conf.AvoidSubcommands,)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            config, unknown = tyro.cli(
+                kind, default=default, args=list(args), prog=prog, return_unknown_args=True, config=settings
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = re.sub(r"[│╭╮╰╯─]+", " ", complaint.getvalue())
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        raise InputError(lines[1] if len(lines) > 1 else "The command line cannot be parsed.") from None
+    if unknown:
+        parser = tyro.extras.get_parser(kind, default=default, config=settings)
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], flags)}")
+    return config
+
+
+def run(main: Callable[[Sequence[str]], None]) -> int:
+    """Run a script's `main` on the command line and turn what it raises into an exit code.
+
+    Args:
+        main: Takes the arguments after the program's name.
+
+    Returns:
+        0 done or interrupted, 2 bad input, 3 storage; anything else raises, which exits with 1.
+    """
+    try:
+        main(sys.argv[1:])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            raise
+        print(f"error: cannot write {error.filename}: {error.strerror}; free space or give another "
+              "--run-dir.", file=sys.stderr)
+        return STORAGE
+    return OK
