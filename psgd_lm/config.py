@@ -1,0 +1,101 @@
+"""What a training run is: one frozen record, and the presets that name good ones."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from psgd_lm.data import DataConfig
+from psgd_lm.gpt import GPTConfig
+from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.types import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run of a language model."""
+
+    model: GPTConfig = GPTConfig()
+    """Sizes of the model."""
+    data: DataConfig = DataConfig()
+    """Text and tokens."""
+    optim: OptimizerConfig = field(default_factory=KronConfig)
+    """Optimizer, by name (--optim adamw), and its settings (--optim.lr 3e-3)."""
+    steps: int = 1000
+    """Optimizer steps."""
+    batch_size: int = 12
+    """Windows of text per step."""
+    warmup: int = 100
+    """Steps in which the learning rate grows linearly from almost 0 to its full value."""
+    final_lr_fraction: float = 0.1
+    """Part of the learning rate that is left at the last step; a cosine leads there."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient of all parameters together; 0 switches clipping off."""
+    log_every: int = 20
+    """Steps between two records of the training loss."""
+    eval_every: int = 250
+    """Steps between two evaluations on the whole validation part, each saving a checkpoint."""
+    seed: int = 0
+    """Seed of the initial weights, the order of the data, and dropout."""
+    threads: int = 2
+    """CPU threads; a run is reproducible bit for bit with the same number only."""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda, cuda:1 ..."""
+    run_dir: Path = Path("runs/embedded")
+    """Folder that the run is written to."""
+    resume: bool = False
+    """Go on with the run in the folder, from its last checkpoint."""
+    overwrite: bool = False
+    """Delete the run in the folder first."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "eval_every", "threads"):
+            self._require(name, getattr(self, name) >= 1, "1 or more")
+        for name in ("warmup", "grad_clip", "seed"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("warmup", self.warmup < self.steps, f"less than the {self.steps} steps")
+        self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "between 0 and 1")
+        self._require("optim.lr", self.optim.lr > 0, "more than 0", self.optim.lr)
+
+    def _require(self, name: str, holds: bool, allowed: str, value: float | None = None) -> None:
+        if not holds:
+            got = getattr(self, name) if value is None else value
+            raise InputError(f"Got {name} {got}; give --{name.replace('_', '-')} {allowed}.")
+
+
+SHAKESPEARE = DataConfig(path="input.txt")
+"""The tiny-shakespeare file that nanoGPT made customary; `--data.path` says where it lies."""
+
+PRESETS: dict[str, TrainConfig] = {
+    # The first run: nanoGPT's CPU model on text that needs no download.
+    "embedded": TrainConfig(optim=KronConfig(lr=1e-3)),
+    # Seconds; for tests and for a look at what a run writes.
+    "smoke": TrainConfig(
+        model=GPTConfig(layers=1, heads=2, width=16, context=16),
+        steps=20,
+        batch_size=4,
+        warmup=2,
+        log_every=5,
+        eval_every=10,
+        threads=1,
+        run_dir=Path("runs/smoke"),
+    ),
+    # nanoGPT's two Shakespeare runs, with its model, data and budget.
+    "shakespeare-cpu": TrainConfig(
+        data=SHAKESPEARE, steps=2000, run_dir=Path("runs/shakespeare-cpu")
+    ),
+    "shakespeare-char": TrainConfig(
+        model=GPTConfig(layers=6, heads=6, width=384, context=256, dropout=0.2),
+        data=SHAKESPEARE,
+        steps=5000,
+        batch_size=64,
+        run_dir=Path("runs/shakespeare-char"),
+    ),
+}
+"""Configurations by name."""
+
+TUNED: dict[str, dict[str, OptimizerConfig]] = {
+    "embedded": {
+        "psgd": KronConfig(lr=1e-3),
+        "adamw": AdamWConfig(lr=3e-3),
+    },
+}
+"""Per preset, the settings that every optimizer does best with."""
