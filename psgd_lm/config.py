@@ -13,9 +13,9 @@ from psgd_optim.types import InputError
 class TrainConfig:
     """One training run of a language model."""
 
-    model: GPTConfig = GPTConfig()
+    model: GPTConfig = field(default_factory=GPTConfig)
     """Sizes of the model."""
-    data: DataConfig = DataConfig()
+    data: DataConfig = field(default_factory=DataConfig)
     """Text and tokens."""
     optim: OptimizerConfig = field(default_factory=KronConfig)
     """Optimizer, by name (--optim adamw), and its settings (--optim.lr 3e-3)."""

@@ -30,7 +30,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 < self.validation_fraction < 1:
             raise InputError(
-                f"Got validation_fraction {self.validation_fraction}; give a number between 0 and 1."
+                f"Got validation_fraction {self.validation_fraction}; give "
+                "--data.validation-fraction a number between 0 and 1."
             )
 
 

@@ -72,14 +72,14 @@ def evaluate(
 
 
 def _windows(tokens: Tensor, context: int, batch_tokens: int) -> list[tuple[Tensor, Tensor]]:
-    """Cut a text into batches of inputs and targets, (B, T) int64; the last may be one short row."""
+    """Cut a text into batches of inputs and targets, (B, T); the last may be one short row."""
     inputs, targets = tokens[:-1].long(), tokens[1:].long()
     whole = len(inputs) // context * context
     rows = max(1, batch_tokens // context)
     batches = list(
         zip(
-            inputs[:whole].view(-1, context).split(rows),
-            targets[:whole].view(-1, context).split(rows),
+            torch.split(inputs[:whole].view(-1, context), rows),
+            torch.split(targets[:whole].view(-1, context), rows),
             strict=True,
         )
     )

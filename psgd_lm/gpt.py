@@ -36,7 +36,9 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("layers", "heads", "width", "context"):
             if getattr(self, name) < 1:
-                raise InputError(f"Got {name} {getattr(self, name)}; give --model.{name} 1 or more.")
+                raise InputError(
+                    f"Got {name} {getattr(self, name)}; give --model.{name} 1 or more."
+                )
         if self.width % self.heads:
             raise InputError(
                 f"Got width {self.width} and heads {self.heads}; the width must be a multiple of "
