@@ -114,7 +114,13 @@ class _Run:
         """Train until the last step or a signal."""
         config, progress = self.config, self.progress
         # disable=None: no bar where the output is not a terminal.
-        with tqdm(total=config.steps, initial=progress.step, unit="step", disable=None) as bar:
+        with tqdm(
+            total=config.steps,
+            initial=progress.step,
+            unit="step",
+            desc=config.run_dir.name,
+            disable=None,
+        ) as bar:
             while True:
                 is_done = progress.step == config.steps
                 # A run resumed from the checkpoint of an evaluation has done this one.
@@ -188,7 +194,8 @@ class _Run:
 
     def _diverge(self, what: str) -> NoReturn:
         """Stop, leaving the checkpoints as they are."""
-        self._finish("diverged")
+        if self.progress.evaluation:
+            self._finish("diverged")
         raise DivergedError(
             f"{what} is not finite; the last good checkpoint, of step {self.saved_step}, is "
             f"{self.folder.last_checkpoint}: start again with a lower --optim.lr."
@@ -229,7 +236,7 @@ class _Run:
             "status": status,
             "seed": config.seed,
             "steps": progress.step,
-            "seconds": self.stopwatch.seconds,
+            "seconds": progress.seconds,
             "ms_per_step": 1000 * seconds_per_step,
             "steps_per_second": steps_per_second,
             "tokens_per_second": steps_per_second * config.batch_size * config.model.context,

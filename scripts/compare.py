@@ -1,0 +1,36 @@
+"""Compare optimizers on one task: compare.py TASK [PRESET] [--flag value ...]."""
+
+import shlex
+from collections.abc import Sequence
+
+from _cli import closest, parse, parse_known, run
+
+from psgd_lm import compare as lm
+from psgd_lm.config import PRESETS
+from psgd_optim.types import InputError
+
+TASKS = ["lm"]
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the comparison, and print its table."""
+    if not args or args[0] not in TASKS:
+        got = args[0] if args else "nothing"
+        raise InputError(f"Got {got} for the task; {closest(got, TASKS)}")
+    preset, flags = "embedded", list(args[1:])
+    if flags and not flags[0].startswith("-"):
+        preset, *flags = flags
+    grid, rest = parse_known(lm.Grid(), flags, prog=f"compare.py lm {preset}")
+    task = parse(PRESETS, [preset, *rest], prog="compare.py lm")
+    runs = lm.members(preset, task, grid)
+    result = lm.compare(runs, grid.run_dir, resume=grid.resume, overwrite=grid.overwrite)
+    if result.status == "finished":
+        print(result.table)
+        print(f"\ncurves: {result.run_dir / lm.PICTURE}\nrun folder: {result.run_dir}")
+    else:
+        again = [arg for arg in args if arg not in ("--resume", "--overwrite")]
+        print(f"resume with: python scripts/compare.py {shlex.join(again)} --resume")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
