@@ -19,7 +19,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 class FormContract:
-    """Subclass as `TestSomeForm`; a new form writes the first three members and inherits the rest."""
+    """Subclass as `TestSomeForm`; a new form writes the first members and inherits the rest."""
 
     shapes: tuple[tuple[int, ...], ...] = ((5, 4), (7,), (1,), (2, 1), (3, 4, 2))
 

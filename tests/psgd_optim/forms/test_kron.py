@@ -65,12 +65,16 @@ def test_one_dense_axis_fits_any_covariance() -> None:
     basis = torch.linalg.qr(torch.randn(6, 6, generator=rng, dtype=REAL))[0]
     curvatures = torch.tensor([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0], dtype=REAL)
     hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    for t in range(2000):
+    steps = 5000
+    for t in range(steps):
         v = torch.randn(1, 6, generator=rng, dtype=REAL)
-        form.update(state, Probe(h=v @ hessian, v=v), form.draw(state, rng), 0.9 * (1 - t / 2000))
+        rate = 0.2 * 0.005 ** (t / steps)
+        form.update(state, Probe(h=v @ hessian, v=v), form.draw(state, rng), rate)
     q = form.to_dense(state)[0]
     p = q.mT @ q
-    torch.testing.assert_close(p, basis @ curvatures.abs().reciprocal().diag() @ basis.mT)
+    wanted = basis @ curvatures.abs().reciprocal().diag() @ basis.mT
+    # P3 of the design; P H v differs from v in sign, so that only the mean of a step vanishes.
+    assert float((p - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_balancing_equalises_the_factors_and_keeps_p_to_the_bit() -> None:
