@@ -65,7 +65,7 @@ def test_one_dense_axis_fits_any_covariance() -> None:
     basis = torch.linalg.qr(torch.randn(6, 6, generator=rng, dtype=REAL))[0]
     curvatures = torch.tensor([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0], dtype=REAL)
     hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    steps = 5000
+    steps = 12_000
     for t in range(steps):
         v = torch.randn(1, 6, generator=rng, dtype=REAL)
         rate = 0.2 * 0.005 ** (t / steps)
