@@ -60,14 +60,14 @@ class TestKronAllDiagonal(KronContract):
 
 def test_one_dense_axis_fits_any_covariance() -> None:
     form = Kron(max_skew=math.inf)
-    state = form.init((6,), torch.ones(1), torch.empty(0, dtype=REAL))
+    state = form.init((4,), torch.ones(1), torch.empty(0, dtype=REAL))
     rng = generator(0)
-    basis = torch.linalg.qr(torch.randn(6, 6, generator=rng, dtype=REAL))[0]
-    curvatures = torch.tensor([-3.0, -1.0, -0.3, 0.3, 1.0, 3.0], dtype=REAL)
+    basis = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=REAL))[0]
+    curvatures = torch.tensor([-2.0, -0.5, 1.0, 3.0], dtype=REAL)
     hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    steps = 12_000
+    steps = 8000
     for t in range(steps):
-        v = torch.randn(1, 6, generator=rng, dtype=REAL)
+        v = torch.randn(1, 4, generator=rng, dtype=REAL)
         rate = 0.2 * 0.005 ** (t / steps)
         form.update(state, Probe(h=v @ hessian, v=v), form.draw(state, rng), rate)
     q = form.to_dense(state)[0]
