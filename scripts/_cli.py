@@ -127,10 +127,17 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
     """
     config, unknown = parse_known(default, args, prog=prog)
     if unknown:
-        parser = tyro.extras.get_parser(type(default), default=default, config=SETTINGS)
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], flags)}")
+        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], _flags(default))}")
     return config
+
+
+def _flags(config: object, prefix: str = "--") -> list[str]:
+    """List the flags of a configuration, those of the dataclasses in it included."""
+    flags: list[str] = []
+    for name, value in vars(config).items():
+        flag = prefix + name.replace("_", "-")
+        flags += _flags(value, f"{flag}.") if dataclasses.is_dataclass(value) else [flag]
+    return flags
 
 
 def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Config, list[str]]:
