@@ -49,7 +49,7 @@ def test_shortest_text_that_fits_is_taken(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, float("nan")])
 def test_fraction_outside_0_and_1_is_refused(fraction):
-    with pytest.raises(InputError, match="--data.validation-fraction a number between 0 and 1"):
+    with pytest.raises(InputError, match=r"--data\.validation-fraction a number between 0 and 1"):
         DataConfig(validation_fraction=fraction)
 
 

@@ -23,7 +23,9 @@ def losses_by_hand(model, text):
         window = text[start : start + 9].long()
         with torch.no_grad():
             logits = model(window[None, :-1])[0].double()
-        losses += [-row.log_softmax(-1)[t].item() for row, t in zip(logits, window[1:], strict=True)]
+        losses += [
+            -row.log_softmax(-1)[t].item() for row, t in zip(logits, window[1:], strict=True)
+        ]
     return torch.tensor(losses, dtype=torch.float64)
 
 

@@ -94,7 +94,10 @@ def test_dropout_acts_in_training_only():
     ("sizes", "message"),
     [
         ({"layers": 0}, "layers 0; give --model.layers 1 or more"),
-        ({"width": 10, "heads": 3}, "width 10 and heads 3; .*change --model.width or --model.heads"),
+        (
+            {"width": 10, "heads": 3},
+            "width 10 and heads 3; .*change --model.width or --model.heads",
+        ),
         ({"dropout": 1.0}, r"dropout 1.0; give --model.dropout in \[0, 1\)"),
     ],
 )

@@ -13,7 +13,7 @@ from psgd_optim.types import InputError
 
 
 def test_missing_run_is_refused(tmp_path):
-    with pytest.raises(InputError, match="There is no .*name a folder that a training run wrote"):
+    with pytest.raises(InputError, match=r"There is no .*name a folder that a training run wrote"):
         load_run(tmp_path / "none")
 
 

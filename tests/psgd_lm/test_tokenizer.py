@@ -56,7 +56,9 @@ def test_hash_depends_on_the_alphabet():
 
 
 def test_unknown_character_is_named():
-    with pytest.raises(InputError, match=r"character 'ø' at position 2 .*use only '\\nab'") as error:
+    with pytest.raises(
+        InputError, match=r"character 'ø' at position 2 .*use only '\\nab'"
+    ) as error:
         CharTokenizer.of("ab\n").encode("abøx")
     assert "\n" not in str(error.value)
 

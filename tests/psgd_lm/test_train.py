@@ -67,7 +67,9 @@ def test_summary_has_every_figure(tiny_config):
     assert summary == result.summary
     assert summary["steps"] == summary["val_step"] == 20
     assert summary["optimizer"] == "psgd"
-    assert summary["parameters"] == sum(p.numel() for p in checkpoint(tiny_config)["model"].values())
+    assert summary["parameters"] == sum(
+        p.numel() for p in checkpoint(tiny_config)["model"].values()
+    )
     assert summary["steps_per_second"] == pytest.approx(1000 / summary["ms_per_step"])
     assert summary["tokens_per_second"] == pytest.approx(summary["steps_per_second"] * 4 * 16)
     assert summary["seconds"] * 1000 > 20 * summary["ms_per_step"]
@@ -183,7 +185,9 @@ def test_finished_run_is_not_run_again(tiny_config, monkeypatch):
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_config, name):
     optim = replace(OPTIMIZERS[name], lr=1e30)
     config = replace(tiny_config, optim=optim, warmup=0, steps=40, log_every=1000, eval_every=15)
-    with pytest.raises(DivergedError, match=r"loss of step 2 is not finite; .* step 0, is") as error:
+    with pytest.raises(
+        DivergedError, match=r"loss of step 2 is not finite; .* step 0, is"
+    ) as error:
         train(config)
     assert "\n" not in str(error.value)
     assert json.loads((config.run_dir / "summary.json").read_text())["status"] == "diverged"
@@ -230,7 +234,10 @@ def test_parameters_that_are_not_finite_are_never_saved(tiny_config, monkeypatch
     [
         ({"resume": True}, "There is no .*name a folder that a training run wrote"),
         ({"device": "teapot"}, "device 'teapot' cannot be used"),
-        ({"data": replace(PRESETS["smoke"].data, path="none.txt")}, "Cannot read the text none.txt"),
+        (
+            {"data": replace(PRESETS["smoke"].data, path="none.txt")},
+            "Cannot read the text none.txt",
+        ),
         ({"model": replace(PRESETS["smoke"].model, context=264)}, "a window takes 265"),
     ],
 )
