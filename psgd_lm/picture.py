@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ def draw_curves(curves: Sequence[Curve], floor: float, path: Path) -> None:
         path: The PNG file to write.
     """
     # A figure of its own instead of pyplot: no display, no global state.
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
     by_step, by_time = figure.subplots(1, 2, sharey=True)
     for curve in curves:
         _draw(by_step, curve.steps, curve)
@@ -45,7 +46,9 @@ def draw_curves(curves: Sequence[Curve], floor: float, path: Path) -> None:
     by_step.set_xlabel("steps")
     by_time.set_xlabel("seconds of training")
     by_step.set_ylabel("validation loss (bits per byte)")
-    by_step.legend()
+    by_step.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # Outside the axes, where it can hide no curve.
+    figure.legend(*by_step.get_legend_handles_labels(), loc="outside upper center", ncols=4)
     figure.savefig(path, dpi=120)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from psgd_lm.config import TrainConfig
@@ -19,7 +18,14 @@ from psgd_lm.stepping import FiniteGuard, check_clipping, is_finite, lr_factor, 
 from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import read_checkpoint, write_checkpoint
 from psgd_optim.tools.run_folder import RunFolder, config_to_dict
-from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, seed_everything
+from psgd_optim.tools.runtime import (
+    Interrupt,
+    Stopwatch,
+    random_state,
+    resolve_device,
+    seed_everything,
+    set_random_state,
+)
 from psgd_optim.types import InputError
 
 
@@ -257,23 +263,3 @@ class _Run:
         }
         self.folder.write_summary(summary)
         return Result(status=status, run_dir=config.run_dir, summary=summary)
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the global generators that dropout draws from, (n,) uint8 each."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
-    """Set the global generators.
-
-    Args:
-        device: The run's device.
-        state: What `random_state` returned; one of another kind of device sets the CPU's only.
-    """
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -77,6 +77,8 @@ def test_compare_prints_its_table(call):
     assert out.count("\n| ") == 2
     assert "| psgd |" in out
     assert Path("runs/first/curves.png").is_file()
+    again = "lm smoke --seeds 0 1 --steps 10 --run-dir runs/first --resume"
+    assert call(compare, again)[1] == out
     assert (
         call(compare, "lm smoke --seeds 0 1 --steps 10 --run-dir runs/first --overwrite")[0] == OK
     )
