@@ -91,17 +91,17 @@ def test_parameters_move_in_the_first_step_and_the_loss_falls(tiny_config, name)
         assert not torch.equal(value, fresh[key]), key
 
 
-def test_batches_of_training_come_from_the_training_part(tiny_config, monkeypatch):
+def test_every_step_has_its_own_batch_of_the_training_part(tiny_config, monkeypatch):
     seen = []
     original = train_module.sample_batch
 
     def spy(tokens, **settings):
-        seen.append(tokens)
+        seen.append((len(tokens), settings["seed"], settings["step"]))
         return original(tokens, **settings)
 
     monkeypatch.setattr(train_module, "sample_batch", spy)
-    train(tiny_config)
-    assert {len(tokens) for tokens in seen} == {2376}  # 90 % of 2640
+    train(replace(tiny_config, seed=4))
+    assert seen == [(2376, 4, step) for step in range(20)]  # 90 % of 2640
 
 
 def test_same_seed_gives_the_same_run_and_another_does_not(tiny_config):
