@@ -113,18 +113,13 @@ class PSGD(torch.optim.Optimizer):
             rate = value_at(self.fitting.precond_lr, self._step)
         parts: list[tuple[dict[str, Any], Block, Tensor]] = []
         skipped: list[Tensor] = []
-        number = 0
-        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
-            for block in blocks:
-                number += 1
-                rows = _rows_with_gradient(block)
-                if rows:
-                    part = block.select(rows)
-                    noise = noise_generator(part.steps.device, self._seed, self._step, number)
-                    update, ok = self._precondition(part, group["momentum"], rate, noise)
-                    block.write_back(part, rows)
-                    parts.append((group, part, update))
-                    skipped.append((~ok).sum())
+        for number, (group, block, rows) in enumerate(self._work()):
+            part = block.select(rows)
+            noise = noise_generator(part.steps.device, self._seed, self._step, number)
+            update, ok = self._precondition(part, group["momentum"], rate, noise)
+            block.write_back(part, rows)
+            parts.append((group, part, update))
+            skipped.append((~ok).sum())
         updates = [update for _, _, update in parts]
         for clip in self.clip:
             clip.clip_(updates)
@@ -133,6 +128,15 @@ class PSGD(torch.optim.Optimizer):
             part.scatter(update, group["lr"], group["weight_decay"])
         self._step += 1
         return loss
+
+    def _work(self) -> list[tuple[dict[str, Any], Block, list[int]]]:
+        """Return every block with its group and the rows that have a gradient."""
+        return [
+            (group, block, rows)
+            for group, blocks in zip(self.param_groups, self._blocks, strict=True)
+            for block in blocks
+            if (rows := _rows_with_gradient(block))
+        ]
 
     def _precondition(
         self, block: Block, momentum: float, rate: float, noise: torch.Generator
