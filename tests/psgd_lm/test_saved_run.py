@@ -54,9 +54,10 @@ def test_changed_text_is_refused(tiny_config, text_file):
 
 
 def test_run_takes_over_its_number_of_threads(tiny_config):
-    config = replace(tiny_config, threads=2)
-    train(config)
-    torch.set_num_threads(1)
-    load_run(config.run_dir)
+    train(tiny_config)
+    # Changed in the file: two threads on busy cores are too slow for a test to train with.
+    path = tiny_config.run_dir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 2}))
+    assert torch.get_num_threads() == 1
+    load_run(tiny_config.run_dir)
     assert torch.get_num_threads() == 2
-    assert json.loads((config.run_dir / "config.json").read_text())["threads"] == 2
