@@ -97,6 +97,8 @@ def zlib_bits_per_byte(text: str) -> float:
 def evaluate_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> dict[str, float]:
     """Evaluate a run's checkpoint on the validation part of its text.
 
+    On the device that the run was trained on, the figures are exactly those that it logged.
+
     Args:
         run_dir: The run's folder.
         best: Take the checkpoint with the lowest evaluation instead of the last one.

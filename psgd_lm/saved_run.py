@@ -1,5 +1,6 @@
 """A trained run read back from its folder, for evaluation and sampling."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,29 @@ def check_text(saved: dict[str, str], data: TextData, where: Path) -> None:
             )
 
 
+def read_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint that was written under a configuration.
+
+    Args:
+        path: The checkpoint.
+        config: The configuration of the run that it has to be of, as JSON values.
+
+    Returns:
+        What the run saved.
+
+    Raises:
+        InputError: If the checkpoint is of a run with another model, text, optimizer or seed.
+    """
+    content = read_checkpoint(path, KIND)
+    for part in ("model", "data", "optim", "seed"):
+        if content["config"][part] != config.get(part):
+            raise InputError(
+                f"{path} is a checkpoint of another run: its {part} is {content['config'][part]}, "
+                f"{CONFIG} says {config.get(part)}; restore the run's own checkpoint."
+            )
+    return content
+
+
 @dataclass(frozen=True, kw_only=True)
 class SavedRun:
     """A run's model and what it was trained with."""
@@ -73,18 +97,9 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
     Returns:
         The run.
 
-    Raises:
-        InputError: If the folder has no run, or its checkpoint is damaged or of another run.
     """
     config: dict[str, Any] = read_json(run_dir / CONFIG)
-    path = run_dir / "checkpoint" / ("best.pt" if best else "last.pt")
-    content = read_checkpoint(path, KIND)
-    for part in ("model", "data"):
-        if content["config"][part] != config.get(part):
-            raise InputError(
-                f"{path} is a checkpoint of another run: its {part} is {content['config'][part]}, "
-                f"{CONFIG} says {config.get(part)}; restore the run's own checkpoint."
-            )
+    content = read_run(run_dir / "checkpoint" / ("best.pt" if best else "last.pt"), config)
     torch.set_num_threads(config["threads"])
     tokenizer = tokenizer_from_dict(content["tokenizer"])
     model = GPT(GPTConfig(**config["model"]), tokenizer.vocab_size)

@@ -13,10 +13,10 @@ from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data, sample_batch
 from psgd_lm.evaluate import evaluate, zlib_bits_per_byte
 from psgd_lm.gpt import GPT, token_losses
-from psgd_lm.saved_run import KIND, check_text, text_identity
+from psgd_lm.saved_run import KIND, check_text, read_run, text_identity
 from psgd_lm.stepping import FiniteGuard, check_clipping, is_finite, lr_factor, take_step
 from psgd_optim.config import build
-from psgd_optim.tools.checkpoint import read_checkpoint, write_checkpoint
+from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.tools.run_folder import RunFolder, config_to_dict
 from psgd_optim.tools.runtime import (
     Interrupt,
@@ -92,6 +92,7 @@ class _Run:
         self.config = config
         self.device = resolve_device(config.device)
         self.data = load_data(config.data, config.model.context)
+        self.identity = text_identity(self.data)
         seed_everything(config.seed)
         self.model = GPT(config.model, self.data.tokenizer.vocab_size).to(self.device)
         self.optimizer = build(self.model.named_parameters(), config.optim)
@@ -109,7 +110,7 @@ class _Run:
             config.run_dir, config, resume=config.resume, overwrite=config.overwrite
         )
         if config.resume:
-            self._load(read_checkpoint(self.folder.last_checkpoint, KIND))
+            self._load(read_run(self.folder.last_checkpoint, config_to_dict(config)))
             self.folder.rewind(self.progress.step)
         self.saved_step = self.progress.step
         self.stopwatch = Stopwatch(self.progress.seconds)
@@ -216,7 +217,7 @@ class _Run:
             KIND,
             {
                 "config": config_to_dict(self.config),
-                "identity": text_identity(self.data),
+                "identity": self.identity,
                 "tokenizer": self.data.tokenizer.to_dict(),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),

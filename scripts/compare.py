@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from _cli import closest, parse, parse_known, run
+from _cli import BAD_INPUT, OK, closest, parse, parse_known, run
 
 from psgd_lm import compare as lm
 from psgd_lm.config import PRESETS
@@ -14,9 +14,12 @@ TASKS = ["lm"]
 
 def main(args: Sequence[str]) -> None:
     """Run the comparison, and print its table."""
-    if not args or args[0] not in TASKS:
-        got = args[0] if args else "nothing"
-        raise InputError(f"Got {got} for the task; {closest(got, TASKS)}")
+    if not args or args[0] in ("-h", "--help"):
+        print("usage: compare.py TASK [PRESET] [--flag value ...]\n\ntasks:", *TASKS)
+        print("\ncompare.py TASK --help lists the flags.")
+        raise SystemExit(OK if args else BAD_INPUT)
+    if args[0] not in TASKS:
+        raise InputError(f"There is no task {args[0]!r}; {closest(args[0], TASKS)}")
     preset, flags = "embedded", list(args[1:])
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags

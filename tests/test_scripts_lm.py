@@ -108,8 +108,7 @@ def test_compare_prints_its_table(call):
         (evaluate_lm, "nowhere --bst", "no flag --bst; did you mean --best?"),
         (sample_lm, "nowhere", "There is no nowhere/config.json"),
         (sample_lm, "nowhere --temperature -1", "temperature -1.0; give --temperature 0 or more"),
-        (compare, "", "Got nothing for the task"),
-        (compare, "tetris", "Got tetris for the task"),
+        (compare, "tetris", "There is no task 'tetris'; known: lm."),
         (compare, "lm smok", "no preset 'smok'; did you mean smoke?"),
         (compare, "lm smoke --seeds x", "--seeds"),
         (compare, "lm smoke --seed 1", "give --optimizers, --lrs and --seeds"),
@@ -174,6 +173,7 @@ def test_full_disk_is_exit_code_3(call, monkeypatch):
         (train_lm, "smoke --help", ["--optim.lr", "--data.path", "Windows of text per step."]),
         (evaluate_lm, "--help", ["--best"]),
         (sample_lm, "--help", ["--temperature"]),
+        (compare, "--help", ["TASK [PRESET]", "lm"]),
         (compare, "lm --help", ["--optimizers", "train_lm.py"]),
     ],
 )

@@ -39,8 +39,9 @@ def test_checkpoint_of_another_model_is_refused(tiny_config, tmp_path):
     )
     train(other)
     shutil.copy(other.run_dir / "checkpoint" / "last.pt", tiny_config.run_dir / "checkpoint")
-    with pytest.raises(InputError, match="checkpoint of another run: its model is"):
-        load_run(tiny_config.run_dir)
+    for use in (load_run, lambda folder: train(replace(tiny_config, run_dir=folder, resume=True))):
+        with pytest.raises(InputError, match="checkpoint of another run: its model is"):
+            use(tiny_config.run_dir)
 
 
 def test_changed_text_is_refused(tiny_config, text_file):
