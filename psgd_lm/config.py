@@ -9,6 +9,9 @@ from psgd_lm.gpt import GPTConfig
 from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
 from psgd_optim.types import InputError
 
+MOST_THREADS = 256
+"""More than this ends the process on common systems."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -51,8 +54,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "eval_every", "threads"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
-        for name in ("warmup", "grad_clip", "seed"):
+        for name in ("warmup", "grad_clip"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._require("seed", 0 <= self.seed < 2**63, "0 or more, and less than 2^63")
+        self._require("threads", self.threads <= MOST_THREADS, f"at most {MOST_THREADS}")
         self._require("warmup", self.warmup < self.steps, f"less than the {self.steps} steps")
         self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "between 0 and 1")
         lr = self.optim.lr

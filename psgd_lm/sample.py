@@ -36,6 +36,8 @@ class SampleConfig:
             if not getattr(self, name) >= 0:
                 flag = name.replace("_", "-")
                 raise InputError(f"Got {name} {getattr(self, name)}; give --{flag} 0 or more.")
+        if self.seed >= 2**63:
+            raise InputError(f"Got seed {self.seed}; give --seed less than 2^63.")
 
 
 def sample_run(run_dir: Path, config: SampleConfig) -> Iterator[str]:

@@ -36,7 +36,7 @@ def trained(call):
 
 
 def test_train_evaluate_and_sample(call):
-    code, out, err = call(train_lm, "smoke --optim adamw --optim.lr 3e-3 --run-dir runs/mine")
+    code, out, err = call(train_lm, "smoke --optim=adamw --optim.lr=3e-3 --run-dir runs/mine")
     assert (code, err) == (OK, "")
     assert "finished: 20 steps of adamw" in out
     summary = json.loads(Path("runs/mine/summary.json").read_text())
@@ -92,6 +92,9 @@ def test_compare_prints_its_table(call):
         (train_lm, "smoke --optim.lrr 3", "no flag --optim.lrr; did you mean --optim.lr?"),
         (train_lm, "smoke --optim adam", "no optimizer 'adam'; did you mean adamw?"),
         (train_lm, "smoke --steps 0", "Got steps 0; give --steps 1 or more."),
+        (train_lm, "smoke --optim=adamm", "no optimizer 'adamm'; did you mean adamw?"),
+        (train_lm, "smoke --optim.momentum 2", "psgd: PSGD got momentum = 2.0; give a number"),
+        (train_lm, "smoke --optim adamw --optim.beta1 2", "adamw: Invalid beta parameter"),
         (train_lm, "smoke --steps x", "--steps: invalid literal"),
         (train_lm, "smoke --model.width 15", "change --model.width or --model.heads."),
         (train_lm, "smoke --data.path none.txt", "Cannot read the text none.txt"),
@@ -164,6 +167,13 @@ def test_full_disk_is_exit_code_3(call, monkeypatch):
     code, _, err = call(train_lm, "smoke")
     assert code == STORAGE
     assert err.startswith("error: cannot write runs/smoke/checkpoint/last.pt: No space left")
+
+
+def test_run_folder_below_a_file_is_exit_code_3(call, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call(train_lm, "smoke --run-dir file/run")
+    assert code == STORAGE
+    assert "cannot write file/run: Not a directory" in err
 
 
 @pytest.mark.parametrize(

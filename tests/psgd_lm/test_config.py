@@ -18,6 +18,8 @@ from psgd_optim.types import InputError
         ({"grad_clip": -0.5}, "grad_clip -0.5; give --grad-clip 0 or more"),
         ({"grad_clip": float("nan")}, "grad_clip nan"),
         ({"seed": -1}, "seed -1; give --seed 0 or more"),
+        ({"seed": 2**63}, "seed 9223372036854775808; give --seed .* less than 2"),
+        ({"threads": 1000}, "threads 1000; give --threads at most 256"),
         ({"threads": 0}, "threads 0; give --threads 1 or more"),
         ({"eval_every": 0}, "eval_every 0; give --eval-every 1 or more"),
     ],
