@@ -59,7 +59,7 @@ def test_settings_reach_the_optimizer() -> None:
     ("kind", "setting", "value"),
     [
         (KronConfig, "lr", -1.0),
-        (KronConfig, "momentum", 0.0),
+        (KronConfig, "momentum", 1.5),
         (KronConfig, "precond_lr", 1.5),
         (KronConfig, "update_prob", 2.0),
         (KronConfig, "clip_rms", 0.0),
