@@ -99,19 +99,7 @@ def build(
 
     Returns:
         The optimizer, with one or two parameter groups.
-
-    Raises:
-        InputError: If the optimizer refuses a setting.
     """
-    try:
-        return _build(named_parameters, config)
-    except ValueError as error:
-        raise InputError(f"The optimizer {config.name}: {error}") from error
-
-
-def _build(
-    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig
-) -> torch.optim.Optimizer:
     parameters = [p for _, p in named_parameters if p.requires_grad]
     split = {config.weight_decay: [p for p in parameters if p.ndim >= 2]}
     split.setdefault(0.0, []).extend(p for p in parameters if p.ndim < 2)
