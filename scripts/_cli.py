@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import io
 import re
@@ -13,16 +12,11 @@ from typing import TypeVar
 import tyro
 
 from psgd_optim.config import OPTIMIZERS
+from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
 Config = TypeVar("Config")
 OK, FAILED, BAD_INPUT, STORAGE = 0, 1, 2, 3
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """Return a hint with the nearest known name, or with all of them when none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
 
 
 def parse(presets: Mapping[str, Config], args: Sequence[str], *, prog: str) -> Config:
