@@ -12,9 +12,10 @@ from torch import Tensor
 
 from psgd_optim.clipping import ClipRMS
 from psgd_optim.criteria import GradientWhitening, MomentumWhitening
+from psgd_optim.fitting import Fitting
 from psgd_optim.forms.kron import Kron
-from psgd_optim.optimizer import PSGD, Fitting
-from psgd_optim.schedules import anneal
+from psgd_optim.optimizer import PSGD
+from psgd_optim.schedules import Anneal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ def build(
         clip=(ClipRMS(config.clip_rms),),
         fitting=Fitting(
             precond_lr=config.precond_lr,
-            gate=anneal(1.0, config.update_prob, flat=config.update_every_step_for),
+            gate=Anneal(1.0, config.update_prob, flat=config.update_every_step_for),
             seed=config.seed,
         ),
     )

@@ -58,7 +58,9 @@ def _choose_optimizers(config: Config, args: list[str]) -> tuple[Config, list[st
             at = args.index(flag)
             name = args[at + 1]
             if name not in OPTIMIZERS:
-                raise InputError(f"There is no optimizer {name!r}; {closest(name, list(OPTIMIZERS))}")
+                raise InputError(
+                    f"There is no optimizer {name!r}; {closest(name, list(OPTIMIZERS))}"
+                )
             config = dataclasses.replace(config, **{field.name: OPTIMIZERS[name]})  # type: ignore[type-var]
             args = args[:at] + args[at + 2 :]
     return config, args
@@ -84,14 +86,21 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
     try:
         with contextlib.redirect_stderr(complaint):
             config, unknown = tyro.cli(
-                kind, default=default, args=list(args), prog=prog, return_unknown_args=True, config=settings
+                kind,
+                default=default,
+                args=list(args),
+                prog=prog,
+                return_unknown_args=True,
+                config=settings,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         text = re.sub(r"[│╭╮╰╯─]+", " ", complaint.getvalue())
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        raise InputError(lines[1] if len(lines) > 1 else "The command line cannot be parsed.") from None
+        raise InputError(
+            lines[1] if len(lines) > 1 else "The command line cannot be parsed."
+        ) from None
     if unknown:
         parser = tyro.extras.get_parser(kind, default=default, config=settings)
         flags = [flag for action in parser._actions for flag in action.option_strings]
@@ -116,7 +125,10 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
             raise
-        print(f"error: cannot write {error.filename}: {error.strerror}; free space or give another "
-              "--run-dir.", file=sys.stderr)
+        print(
+            f"error: cannot write {error.filename}: {error.strerror}; free space or give another "
+            "--run-dir.",
+            file=sys.stderr,
+        )
         return STORAGE
     return OK

@@ -56,8 +56,12 @@ def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:
         ) from error
     found = data.get("kind") if isinstance(data, dict) else None
     if found != kind:
-        raise InputError(f"{path} is a checkpoint of {found!r}, not of {kind!r}; name one of the latter.")
+        raise InputError(
+            f"{path} is a checkpoint of {found!r}, not of {kind!r}; name one of the latter."
+        )
     if data["format"] != FORMAT:
-        raise InputError(f"{path} has checkpoint format {data['format']}, this version reads {FORMAT}.")
+        raise InputError(
+            f"{path} has checkpoint format {data['format']}, this version reads {FORMAT}."
+        )
     content: dict[str, Any] = data["content"]
     return content

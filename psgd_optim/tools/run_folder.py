@@ -84,7 +84,12 @@ class RunFolder:
     """
 
     def __init__(
-        self, path: Path, config: "DataclassInstance", *, resume: bool = False, overwrite: bool = False
+        self,
+        path: Path,
+        config: "DataclassInstance",
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         settings = config_to_dict(config)
         self.path = path
@@ -110,10 +115,12 @@ class RunFolder:
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             is_run = (self.path / CONFIG).is_file()
             if not is_run:
-                raise InputError(f"{self.path} exists and is no run folder; give another --run-dir.")
+                raise InputError(
+                    f"{self.path} exists and is no run folder; give another --run-dir."
+                )
             if not overwrite:
                 raise InputError(
-                    f"{self.path} already has a run; give --resume, --overwrite or another --run-dir."
+                    f"{self.path} has a run; give --resume, --overwrite or another --run-dir."
                 )
 
     @property
@@ -131,7 +138,9 @@ class RunFolder:
         log = self.path / METRICS
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+            kept = [
+                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step
+            ]
             partial = log.with_name(log.name + ".partial")
             partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             partial.replace(log)

@@ -30,7 +30,9 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"The device {name!r} cannot be used here; use auto, cpu or cuda.") from error
+        raise InputError(
+            f"The device {name!r} cannot be used here; use auto, cpu or cuda."
+        ) from error
     return device
 
 

@@ -1,0 +1,101 @@
+"""When and how the preconditioner is fitted: its step size, gate, order, start and randomness.
+
+Random numbers are functions of (seed, step, block): nothing but two integers has to be saved,
+and a resumed run, or another process with the same seed, draws the same numbers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from psgd_optim.schedules import Anneal, value_at
+from psgd_optim.types import Rate
+
+_WORD = 2**64 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """How the preconditioner is fitted.
+
+    Args:
+        precond_lr: Step size of `Q` in [0, 1), dimensionless; a number or a function of the step.
+        gate: Probability that a step fits `Q`; a number or a function of the step.
+        update_first: Precondition a gradient with the `Q` that has already seen it (S1's order)
+            rather than with the previous one.
+        init_scale: `Q` starts as this times the identity; `None` takes the scale of each
+            parameter's first gradient.
+        seed: Of the gate's coin and of all noise.
+
+    Raises:
+        ValueError: If a number is outside its range.
+    """
+
+    precond_lr: Rate = 0.1
+    gate: Rate = Anneal(1.0, 0.03)
+    update_first: bool = True
+    init_scale: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.precond_lr) and not 0 <= self.precond_lr < 1:
+            raise ValueError(
+                f"Fitting got precond_lr = {self.precond_lr}; give a number in [0, 1) or a "
+                "function of the step."
+            )
+        if not callable(self.gate) and not 0 <= self.gate <= 1:
+            raise ValueError(
+                f"Fitting got gate = {self.gate}; give a probability in [0, 1] or a function of "
+                "the step."
+            )
+        if self.init_scale is not None and not self.init_scale > 0:
+            raise ValueError(
+                f"Fitting got init_scale = {self.init_scale}; give a number above 0, or None to "
+                "take the scale of the first gradient."
+            )
+
+    def is_due(self, seed: int, step: int) -> bool:
+        """Return whether a step fits the preconditioner; the same answer for the same arguments."""
+        return _hash(seed, step, 0) / (_WORD + 1) < value_at(self.gate, step)
+
+
+def noise_generator(device: torch.device, seed: int, step: int, block: int) -> torch.Generator:
+    """Return a fresh generator for the noise of one block in one step."""
+    # Block -1 is the gate's coin; the CPU generator reads only the low 32 bits of its seed.
+    return torch.Generator(device).manual_seed(_hash(seed, step, block + 1) & 0xFFFFFFFF)
+
+
+def _hash(*words: int) -> int:
+    """Mix integers into 64 well-spread bits (the finaliser of the splitmix64 generator)."""
+    state = 0
+    for word in words:
+        state = (state + (word & _WORD) + 0x9E3779B97F4A7C15) & _WORD
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
+        state ^= state >> 31
+    return state
+
+
+def initial_scale(grad: Tensor, peak: Tensor, damping: float) -> Tensor:
+    """Return the scale `s` with which `P = s^2 I` brings each parameter's gradient to unit size.
+
+    `s = (mean |g|^4 + damping^4)^(-1/8)`, computed relative to the largest entry so that no
+    power leaves the range of the dtype.
+
+    Args:
+        grad: (B, *shape), finite.
+        peak: (B,), the largest modulus of each gradient; rows with 0 get the scale of 1.
+        damping: In gradient units.
+
+    Returns:
+        (B,).
+
+    Source: design formulas 8.0. Deviation: per parameter, not shared by all.
+    """
+    peak = torch.where(peak > 0, peak, 1.0)
+    relative = (grad.flatten(1).abs() / peak[:, None]).square().square().mean(dim=1)
+    level = peak.clamp(min=damping)
+    # (mean |g|^4 + damping^4)^(1/4), with both terms at most 1 after the division by `level`.
+    size = level * (relative * (peak / level) ** 4 + (damping / level) ** 4) ** 0.25
+    return torch.where(peak > 0, size.rsqrt(), 1.0)

@@ -1,0 +1,1 @@
+"""Preconditioner forms, one file each, all with the interface of `forms.base`."""

@@ -1,0 +1,103 @@
+"""The interface of a preconditioner form: what every file beside this one implements.
+
+A form is a frozen value that holds hyper-parameters only. Its state is a flat dict of tensors
+with a leading block axis `B`, one row per stacked parameter; rows never interact.
+"""
+
+import abc
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from psgd_optim.types import Probe, State
+
+
+class Preconditioner(abc.ABC):
+    """A family of preconditioners `P = Q^H Q`; concrete forms are final frozen dataclasses.
+
+    `update` and `apply` take no random numbers and no branch that depends on a tensor's values:
+    randomness comes in through `draw`, so that an update can be repeated, compiled and captured.
+    """
+
+    name: ClassVar[str]
+    needs_v: ClassVar[bool] = False
+    """Whether `update` must see the probe `v` instead of integrating it out."""
+
+    @abc.abstractmethod
+    def init(self, shape: tuple[int, ...], scale: Tensor, like: Tensor) -> State:
+        """Return the state of `Q = scale * I`.
+
+        Args:
+            shape: The shape of one parameter.
+            scale: (B,), one scale per parameter.
+            like: A tensor with the parameters' dtype and device.
+
+        Returns:
+            The state.
+        """
+
+    @abc.abstractmethod
+    def draw(self, state: State, generator: torch.Generator) -> State:
+        """Draw the random numbers of one update.
+
+        Args:
+            state: The state to update.
+            generator: On the device of the state.
+
+        Returns:
+            Named tensors with a leading block axis; empty when the form needs none.
+        """
+
+    @abc.abstractmethod
+    def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
+        """Fit `Q` to one sample, in place on the state and on nothing else.
+
+        Args:
+            state: The state to change.
+            probe: The sample.
+            draws: What `draw` returned.
+            rate: Step size of `Q` in [0, 1), a number or (B,); a row with rate 0 keeps its `P`.
+        """
+
+    @abc.abstractmethod
+    def apply(self, state: State, x: Tensor) -> Tensor:
+        """Return `P x`.
+
+        Args:
+            state: The state.
+            x: (B, *shape).
+
+        Returns:
+            (B, *shape), in the dtype of `x`.
+        """
+
+    @abc.abstractmethod
+    def to_dense(self, state: State) -> Tensor:
+        """Return `Q` as full matrices for row-major flattened parameters, (B, N, N).
+
+        For tests and small parameters: memory grows with N^2.
+        """
+
+    @abc.abstractmethod
+    def numel(self, shape: tuple[int, ...]) -> int:
+        """Return how many numbers `Q` has for one parameter, step-size bounds not counted."""
+
+    @abc.abstractmethod
+    def describe(self, shape: tuple[int, ...]) -> str:
+        """Return the plan for one parameter in a few words, for `PSGD.summary`."""
+
+
+def state_dtype(like: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """Return the dtype of a form's state: the wanted one, else at least single precision.
+
+    Args:
+        like: A tensor with the parameters' dtype.
+        dtype: A real dtype, or `None`; complex parameters get its complex counterpart.
+
+    Returns:
+        The dtype.
+    """
+    if dtype is None:
+        return torch.promote_types(like.dtype, torch.float32)
+    return dtype.to_complex() if like.is_complex() else dtype

