@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+LAST, BEST = "checkpoint/last.pt", "checkpoint/best.pt"
 RUN_CONTROL = ("run_dir", "resume", "overwrite", "device")
 """Configuration fields that may differ between a run and its resumption."""
 
@@ -126,12 +127,12 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """The newest checkpoint, from which a run resumes."""
-        return self.path / "checkpoint" / "last.pt"
+        return self.path / LAST
 
     @property
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best evaluation so far."""
-        return self.path / "checkpoint" / "best.pt"
+        return self.path / BEST
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of later steps, before a run goes on from `step`."""
