@@ -1,5 +1,6 @@
 """Train a PPO agent: `train_rl.py PRESET [--flag value ...]`."""
 
+import shlex
 from collections.abc import Sequence
 
 from _cli import parse, run
@@ -14,7 +15,7 @@ def main(args: Sequence[str]) -> None:
     print(f"{result.steps} steps in {result.seconds:.1f} s, {speed:.0f} steps/s")
     if result.evaluation is None:
         flags = [arg for arg in args if arg not in ("--resume", "--overwrite")]
-        print(f"interrupted; continue with: train_rl.py {' '.join(flags)} --resume")
+        print(f"interrupted; continue with: train_rl.py {shlex.join(flags)} --resume")
         return
     evaluation = result.evaluation
     print(f"return {evaluation.return_mean} +- {evaluation.return_std} ({result.run_dir})")
