@@ -1,12 +1,13 @@
-"""Which factor each axis of a parameter gets: a pure function of the shape."""
+"""Which factor each axis of a parameter gets: a pure function of the shape.
+
+Not cached: it is a loop over a few axes, and the compiler traces through it.
+"""
 
 import math
-from functools import lru_cache
 
 from psgd_optim.factors import DIAGONAL, GENERAL, Factor
 
 
-@lru_cache(maxsize=1024)
 def plan_axes(shape: tuple[int, ...], max_size: float, max_skew: float) -> tuple[Factor, ...]:
     """Choose a factor for every axis.
 
