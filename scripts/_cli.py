@@ -18,6 +18,7 @@ from psgd_optim.types import InputError
 
 Config = TypeVar("Config")
 OK, FAILED, BAD_INPUT, STORAGE = 0, 1, 2, 3
+SETTINGS = (tyro.conf.AvoidSubcommands,)
 
 
 def parse(
@@ -115,36 +116,51 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
     Raises:
         InputError: If a flag or a value is not known.
     """
+    config, unknown = parse_known(default, args, prog=prog)
+    if unknown:
+        parser = tyro.extras.get_parser(type(default), default=default, config=SETTINGS)
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], flags)}")
+    return config
+
+
+def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Config, list[str]]:
+    """Apply the flags that a configuration has.
+
+    Args:
+        default: The configuration that the flags change.
+        args: The flags, of this configuration and of others.
+        prog: The program's name in `--help`.
+
+    Returns:
+        The changed configuration, and the arguments that are not its own.
+
+    Raises:
+        InputError: If a value is not known.
+    """
     complaint = io.StringIO()
-    kind = type(default)
-    settings = (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(complaint):
-            config, unknown = tyro.cli(
-                kind,
+            return tyro.cli(
+                type(default),
                 default=default,
                 args=list(args),
                 prog=prog,
                 return_unknown_args=True,
-                config=settings,
+                config=SETTINGS,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_message(complaint.getvalue())) from None
-    if unknown:
-        parser = tyro.extras.get_parser(kind, default=default, config=settings)
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], flags)}")
-    return config
 
 
 def _message(box: str) -> str:
     """Return tyro's first complaint as one line: the box's text between its title and a rule."""
     lines = (line.strip("│ ") for line in box.splitlines()[1:])
     text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯"), lines))
-    # A complaint of our own already names the field.
-    return re.sub(r"^Error parsing \S+: (?=Got )", "", text) or "The flags cannot be parsed."
+    # A complaint of our own already names the flag.
+    return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text) or "The flags cannot be parsed."
 
 
 def run(main: Callable[[Sequence[str]], None]) -> int:
