@@ -48,8 +48,9 @@ def parse(
     if not args or args[0] in ("-h", "--help"):
         lines = [f"usage: {prog} PRESET [--flag value ...]", "", "presets:"]
         lines += [f"  {name}" for name in presets]
+        choices = " and ".join(f"--{field} NAME" for field in _optimizer_fields(presets))
         lines += ["", f"{prog} PRESET --help lists the flags; an optimizer is chosen with"]
-        lines += [f"--optim NAME, where NAME is one of: {', '.join(OPTIMIZERS)}."]
+        lines += [f"{choices}, where NAME is one of: {', '.join(OPTIMIZERS)}."]
         print("\n".join(lines))
         raise SystemExit(OK if args else BAD_INPUT)
     name, *rest = args
@@ -81,6 +82,13 @@ def parse_run(default: Config, args: Sequence[str], *, prog: str) -> tuple[str, 
     if args:
         parse_flags(default, args, prog=f"{prog} RUN")
     raise InputError(f"There is no run folder; usage: {prog} RUN [--flag value ...].")
+
+
+def _optimizer_fields(presets: Mapping[str, Config]) -> list[str]:
+    """Return the fields of the presets that hold an optimizer's settings."""
+    kinds = tuple(type(value) for value in OPTIMIZERS.values())
+    first = next(iter(presets.values()))
+    return [name for name, value in vars(first).items() if isinstance(value, kinds)]
 
 
 def _choose_optimizers(
@@ -118,10 +126,17 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
     """
     config, unknown = parse_known(default, args, prog=prog)
     if unknown:
-        parser = tyro.extras.get_parser(type(default), default=default, config=SETTINGS)
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], flags)}")
+        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], _flags(default))}")
     return config
+
+
+def _flags(config: object, prefix: str = "--") -> list[str]:
+    """Return the flags of a configuration, those of nested ones with their field's name."""
+    flags: list[str] = []
+    for name, value in vars(config).items():
+        flag = prefix + name.replace("_", "-")
+        flags += _flags(value, f"{flag}.") if dataclasses.is_dataclass(value) else [flag]
+    return flags
 
 
 def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Config, list[str]]:
@@ -157,8 +172,10 @@ def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Con
 
 def _message(box: str) -> str:
     """Return tyro's first complaint as one line: the box's text between its title and a rule."""
-    lines = (line.strip("│ ") for line in box.splitlines()[1:])
-    text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯"), lines))
+    # The box is drawn in Unicode, or with blanks and hyphens where the output takes ASCII only.
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+    text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯-"), body))
     # A complaint of our own already names the flag.
     return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text) or "The flags cannot be parsed."
 
