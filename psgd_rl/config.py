@@ -182,4 +182,3 @@ PRESETS: dict[str, TrainConfig] = {
     ),
 }
 """The named starting points of `scripts/train_rl.py`."""
-

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gymnasium.utils.seeding import np_random
 from mujoco.batch import Batch
+from numpy.typing import NDArray
 
 from psgd_optim.types import InputError
 from psgd_rl.tasks import BoolArray, FloatArray, Motion, Task
@@ -192,7 +193,7 @@ class VectorEnv:
     def _observe(self) -> FloatArray:
         return self.task.observe(self._qpos, self._qvel)
 
-    def _reset(self, which: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+    def _reset(self, which: NDArray[np.intp]) -> None:
         """Start new episodes from the rest state plus noise."""
         ids = which.astype(np.int32)
         self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from psgd_optim.tools.checkpoint import read_checkpoint
 from psgd_optim.tools.run_folder import LAST
@@ -28,7 +29,7 @@ class Evaluation:
     """
 
     returns: FloatArray
-    lengths: FloatArray
+    lengths: NDArray[np.int64]
 
     @property
     def return_mean(self) -> float:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from psgd_rl import losses
-from psgd_rl.actor_critic import Actor, Critic
+from psgd_rl.actor_critic import Actor, Critic, Float32Array
 from psgd_rl.advantages import estimate_advantages
 from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
+from psgd_rl.tasks import FloatArray
 
 
 def take_step(
@@ -48,7 +48,7 @@ class _Samples:
     next_observation: Tensor  # (S, o)
     action: Tensor  # (S, a)
     log_probability: Tensor  # (S,), under the policy that acted
-    rewards: np.ndarray[Any, np.dtype[np.float64]]  # (T, n), scaled
+    rewards: FloatArray  # (T, n), scaled
 
 
 class Updater:
@@ -145,7 +145,7 @@ class Updater:
 
     @torch.no_grad()
     def _to_device(self, rollout: Rollout) -> _Samples:
-        def flat(values: np.ndarray[Any, np.dtype[np.float32]]) -> Tensor:
+        def flat(values: Float32Array) -> Tensor:
             return torch.from_numpy(values).flatten(0, 1).to(self._device)
 
         observation, action = flat(rollout.observations), flat(rollout.actions)

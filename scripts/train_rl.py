@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 
 from _cli import parse, run
+
 from psgd_rl import PRESETS, train
 
 

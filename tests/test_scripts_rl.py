@@ -5,11 +5,11 @@ import os
 import signal
 import sys
 
-import pytest
-
 import _cli
 import evaluate_rl
+import pytest
 import train_rl
+
 from psgd_rl.update import Updater
 
 
@@ -86,8 +86,10 @@ BAD = [
     (train_rl, ("smoke", "--device", "abacus"), "abacus"),
     (train_rl, ("smoke", "--resume", "--run-dir", "nothing"), "nothing"),
     (train_rl, ("smoke", "--resume", "--overwrite"), "give one of them"),
-    (evaluate_rl, (), "no checkpoint"),
+    (evaluate_rl, (), "There is no run folder"),
     (evaluate_rl, ("nothing",), "no checkpoint nothing"),
+    (evaluate_rl, ("--episodes", "3"), "name the run folder before"),
+    (evaluate_rl, ("nothing", "--episode", "3"), "did you mean --episodes"),
 ]
 
 
@@ -105,7 +107,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, script, args, message, tmp_p
 
 def test_help_lists_presets_and_flags(monkeypatch, capsys):
     for args, words in (
-        (["--help"], ("halfcheetah", "smoke")),
+        (["--help"], ("halfcheetah", "smoke", "--actor NAME and --critic NAME")),
         (["smoke", "--help"], ("--total-steps", "--ppo.target-kl", "--actor.lr", "Environments")),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -12,7 +12,9 @@ from psgd_rl.tasks import HALF_CHEETAH
 
 
 def make_agent(sizes=(17, 8, 6)) -> Agent:
-    return Agent.build(HALF_CHEETAH.env_id, sizes, NetworkConfig(), torch.Generator().manual_seed(3))
+    return Agent.build(
+        HALF_CHEETAH.env_id, sizes, NetworkConfig(), torch.Generator().manual_seed(3)
+    )
 
 
 def test_restored_agent_acts_alike(tmp_path):

@@ -32,7 +32,9 @@ def test_normalized_samples_have_unit_size_and_are_clipped():
 
 
 def test_nothing_seen_leaves_values_alone():
-    np.testing.assert_array_equal(RunningMoments((2,)).normalize(np.array([[1.0, -2.0]])), [[1, -2]])
+    np.testing.assert_array_equal(
+        RunningMoments((2,)).normalize(np.array([[1.0, -2.0]])), [[1, -2]]
+    )
 
 
 def test_a_constant_is_no_division_by_zero():

@@ -76,7 +76,7 @@ def test_run_writes_figures_checkpoints_and_summary(config):
     assert summary["ms_per_step"] == pytest.approx(1000 / summary["steps_per_second"])
     assert summary["seconds"] == result.seconds
     names = set().union(*lines(config))
-    losses = "value_loss policy_loss entropy approx_kl clipfrac explained_variance".split()
+    losses = ("value_loss", "policy_loss", "entropy", "approx_kl", "clipfrac", "explained_variance")
     assert {f"losses/{name}" for name in losses} <= names
     assert {"charts/SPS", "charts/learning_rate", "eval/return_mean"} <= names
     assert [line["step"] for line in lines(config)] == [128, 256, 384, 512, 512]
@@ -99,7 +99,9 @@ def test_evaluating_the_run_gives_its_number_again(config):
 def test_seed_decides_everything(config):
     runs = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        run = replace(config, run_dir=config.run_dir / name, seed=seed, env_threads=1 + (name == "b"))
+        run = replace(
+            config, run_dir=config.run_dir / name, seed=seed, env_threads=1 + (name == "b")
+        )
         train(run)
         runs.append(last(run))
     assert_equal(runs[0], runs[1])
@@ -167,7 +169,7 @@ def test_loss_that_is_not_finite_names_the_iteration_and_keeps_the_checkpoint(co
         return update(self, rollout)
 
     monkeypatch.setattr(Updater, "update", spoilt)
-    with pytest.raises(InputError, match="Iteration 4 gave losses/.* = nan"):
+    with pytest.raises(InputError, match=r"Iteration 4 gave losses/.* = nan"):
         train(config)
     content = last(config)
     assert content["iteration"] == 2

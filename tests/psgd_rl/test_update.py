@@ -61,12 +61,8 @@ def test_every_pass_steps_once_per_minibatch():
     parts = Parts(epochs=3, minibatches=4)
     figures = parts.updater.update(make_rollout())
     assert parts.calls == 12
-    assert set(figures) == {
-        f"losses/{name}"
-        for name in (
-            "policy_loss value_loss entropy approx_kl clipfrac explained_variance".split()
-        )
-    }
+    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance")
+    assert set(figures) == {f"losses/{name}" for name in names}
 
 
 def test_kl_limit_ends_the_passes():
