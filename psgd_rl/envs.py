@@ -132,18 +132,11 @@ class VectorEnv:
         self._batch.step(nstep=self.task.frame_skip)
         self._elapsed += 1
         self._steps += 1
-        motion = Motion(
-            qpos_before=before,
-            qpos=self._qpos,
-            qvel=self._qvel,
-            action=action,
-            seconds=self._seconds,
-        )
+        motion = Motion(before, self._qpos, self._qvel, action, self._seconds)
         final = self._observe()
         terms = self.task.reward_terms(motion)
         reward: FloatArray = sum(terms.values(), start=np.zeros(self.num_envs))
-        if not (np.isfinite(reward).all() and np.isfinite(final).all()):
-            self._refuse({"observation": final, **terms})
+        self._check_finite({"observation": final, **terms})
         terminated = self.task.is_terminated(motion)
         truncated = self._elapsed >= self.task.max_episode_steps
         done = terminated | truncated
@@ -206,11 +199,11 @@ class VectorEnv:
         self._batch.forward(ids)
         self._elapsed[which] = 0
 
-    def _refuse(self, terms: Mapping[str, FloatArray]) -> None:
-        """Report the first environment and term that is not finite."""
-        for name, values in terms.items():
-            bad = ~np.isfinite(values.reshape(self.num_envs, -1)).all(axis=1)
-            if bad.any():
+    def _check_finite(self, values: Mapping[str, FloatArray]) -> None:
+        """Refuse the first value that is not finite, naming it and its environment."""
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                bad = ~np.isfinite(value.reshape(self.num_envs, -1)).all(axis=1)
                 raise InputError(
                     f"{self.task.env_id} gave a value that is not finite at step {self._steps}: "
                     f"environment {int(bad.argmax())}, {name}; lower the learning rate or the "

@@ -99,8 +99,7 @@ class Collector:
             action = self._actions[t]
             action += policy.mean(observation)
             step = self._env.step(np.clip(action, self._env.action_low, self._env.action_high))
-            self._rewards[t] = step.reward
-            self._terminated[t] = step.terminated
+            self._rewards[t], self._terminated[t] = step.reward, step.terminated
             self._truncated[t] = step.truncated
             done = step.terminated | step.truncated
             observation = self._moments.normalize(step.observation)

@@ -18,7 +18,7 @@ FloatArray = NDArray[np.floating[Any]]
 BoolArray = NDArray[np.bool_]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Motion:
     """One control step of all environments, as reward and termination see it.
 

@@ -1,5 +1,7 @@
 """Evaluation from a checkpoint file alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from psgd_rl.agent import Agent
 from psgd_rl.config import NetworkConfig
 from psgd_rl.envs import VectorEnv
 from psgd_rl.evaluate import FIRST_SEED, KIND, evaluate, evaluate_checkpoint, evaluate_run
-from psgd_rl.tasks import HALF_CHEETAH
+from psgd_rl.tasks import HALF_CHEETAH, TASKS
 
 
 @pytest.fixture
@@ -41,6 +43,28 @@ def test_equals_a_plain_loop(agent):
     assert got.lengths.tolist() == [1000, 1000]
     assert got.return_mean == expected.mean()
     assert got.return_std == expected.std()
+
+
+def test_counts_one_episode_per_seed_however_long_the_others_are(agent, monkeypatch):
+    def is_tilted(motion):
+        return np.abs(motion.qpos[:, 2]) > 0.15
+
+    task = replace(HALF_CHEETAH, is_terminated=is_tilted, max_episode_steps=40)
+    monkeypatch.setitem(TASKS, task.env_id, task)
+    together = evaluate(agent, 6)
+    assert len(set(together.lengths.tolist())) > 1
+    policy = agent.acting_policy()
+    for i in range(6):
+        env, total, over = VectorEnv(task, [FIRST_SEED + i]), 0.0, False
+        length = 0
+        while not over:
+            action = agent.best_action(policy, env.observation)
+            step = env.step(np.clip(action, -1, 1))
+            total, length = total + step.reward[0], length + 1
+            over = bool(step.terminated[0] | step.truncated[0])
+        assert together.lengths[i] == length
+        # One row and six are summed in another order by the matrix product.
+        np.testing.assert_allclose(together.returns[i], total, rtol=1e-3, atol=1e-3)
 
 
 def test_is_deterministic_and_changes_nothing(agent):

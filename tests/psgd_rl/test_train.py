@@ -176,6 +176,28 @@ def test_loss_that_is_not_finite_names_the_iteration_and_keeps_the_checkpoint(co
     assert all(p.isfinite().all() for p in content["agent"]["actor"].values())
 
 
+def test_crash_loses_only_the_rollouts_since_the_checkpoint(config, monkeypatch):
+    whole = replace(config, run_dir=config.run_dir / "whole")
+    train(whole)
+    parts = replace(config, run_dir=config.run_dir / "parts")
+    update, calls = Updater.update, []
+
+    def crashes_once(self, rollout):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError("pulled the plug")
+        return update(self, rollout)
+
+    monkeypatch.setattr(Updater, "update", crashes_once)
+    with pytest.raises(OSError, match="plug"):
+        train(parts)
+    assert [line["step"] for line in lines(parts)] == [128, 256, 384]
+    train(replace(parts, resume=True))
+    assert_equal(last(whole), last(parts))
+    steps = [[line["step"] for line in lines(run)] for run in (whole, parts)]
+    assert steps[0] == steps[1]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_torchs_threads_are_restored(config, fails, monkeypatch):
     seen = []
