@@ -19,6 +19,22 @@ def squeezed(shape: Iterable[int]) -> tuple[int, ...]:
     return tuple(n for n in shape if n != 1) or (1,)
 
 
+def stackable(params: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the trainable parameters that can share a block, in order of first appearance.
+
+    Args:
+        params: Parameters; those that need no gradient or have no element are left out.
+
+    Returns:
+        Lists of one squeezed shape, dtype and device.
+    """
+    stacks: dict[tuple[object, ...], list[Tensor]] = {}
+    for p in params:
+        if p.requires_grad and p.numel():
+            stacks.setdefault((squeezed(p.shape), p.dtype, p.device), []).append(p)
+    return list(stacks.values())
+
+
 class Block:
     """The stacked state of `B` parameters of one squeezed shape, dtype and device.
 
@@ -74,6 +90,26 @@ class Block:
             if self.momentum is not None:
                 row["momentum"] = self.momentum[i].view(param.shape)
             rows.append(row)
+        return rows
+
+    def rows_with_gradient(self) -> list[int]:
+        """Return which parameters have a gradient.
+
+        Returns:
+            Row numbers, ascending.
+
+        Raises:
+            TypeError: If a gradient is sparse.
+        """
+        rows = []
+        for i, p in enumerate(self.params):
+            if p.grad is not None:
+                if p.grad.layout != torch.strided:
+                    raise TypeError(
+                        f"PSGD got a sparse gradient for a parameter of shape {tuple(p.shape)}; "
+                        "build the module with sparse=False."
+                    )
+                rows.append(i)
         return rows
 
     def select(self, rows: list[int]) -> "Block":

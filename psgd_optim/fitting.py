@@ -93,9 +93,10 @@ def initial_scale(grad: Tensor, peak: Tensor, damping: float) -> Tensor:
 
     Source: design formulas 8.0. Deviation: per parameter, not shared by all.
     """
-    peak = torch.where(peak > 0, peak, 1.0)
+    some = peak > 0
+    peak = torch.where(some, peak, 1.0)
     relative = (grad.flatten(1).abs() / peak[:, None]).square().square().mean(dim=1)
     level = peak.clamp(min=damping)
     # (mean |g|^4 + damping^4)^(1/4), with both terms at most 1 after the division by `level`.
     size = level * (relative * (peak / level) ** 4 + (damping / level) ** 4) ** 0.25
-    return torch.where(peak > 0, size.rsqrt(), 1.0)
+    return torch.where(some, size.rsqrt(), 1.0)

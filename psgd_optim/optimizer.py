@@ -1,19 +1,20 @@
 """`PSGD`, the `torch.optim.Optimizer` that drives any form with any criterion."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from psgd_optim.blocks import Block, squeezed
+from psgd_optim.blocks import Block, squeezed, stackable
 from psgd_optim.clipping import Clip, ClipElement, ClipRMS
 from psgd_optim.criteria import MomentumWhitening, Whitening
 from psgd_optim.fitting import Fitting, initial_scale, noise_generator
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
-from psgd_optim.linalg import abs_square, per_block
+from psgd_optim.linalg import per_block
 from psgd_optim.schedules import value_at
 from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_rows
 from psgd_optim.summary import summarise
@@ -26,8 +27,8 @@ class PSGD(torch.optim.Optimizer):
 
     Parameters of one shape are stacked and stepped together. `lr`, `momentum` and `weight_decay`
     are param-group entries, so learning-rate schedulers work; a group may also bring its own
-    `form`. A gradient with an infinite or undefined entry moves neither its parameter nor its
-    preconditioner. State is allocated at the first step.
+    `form`. A gradient with an infinite or undefined entry moves neither its parameter (but for the
+    weight decay) nor its preconditioner. State is allocated at the first step.
 
     Args:
         params: Parameters, `named_parameters()`, or param groups.
@@ -107,24 +108,19 @@ class PSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._allocate()
+        if len(self._blocks) < len(self.param_groups):
+            self._add_blocks(self._new_blocks({}))
         rate = 0.0
         if self.fitting.is_due(self._seed, self._step):
             rate = value_at(self.fitting.precond_lr, self._step)
         parts: list[tuple[dict[str, Any], Block, Tensor]] = []
         skipped: list[Tensor] = []
-        number = 0
-        for group, blocks in zip(self.param_groups, self._blocks, strict=True):
-            for block in blocks:
-                number += 1
-                rows = _rows_with_gradient(block)
-                if rows:
-                    part = block.select(rows)
-                    noise = noise_generator(part.steps.device, self._seed, self._step, number)
-                    update, ok = self._precondition(part, group["momentum"], rate, noise)
-                    block.write_back(part, rows)
-                    parts.append((group, part, update))
-                    skipped.append((~ok).sum())
+        for number, (group, block, rows) in enumerate(self._work()):
+            part = block.select(rows)
+            update, ok = self._precondition(part, group["momentum"], rate, number)
+            block.write_back(part, rows)
+            parts.append((group, part, update))
+            skipped.append((~ok).sum())
         updates = [update for _, _, update in parts]
         for clip in self.clip:
             clip.clip_(updates)
@@ -134,10 +130,29 @@ class PSGD(torch.optim.Optimizer):
         self._step += 1
         return loss
 
+    def _work(self) -> list[tuple[dict[str, Any], Block, list[int]]]:
+        """Return every block with its group and the rows that have a gradient."""
+        return [
+            (group, block, rows)
+            for group, blocks in zip(self.param_groups, self._blocks, strict=True)
+            for block in blocks
+            if (rows := block.rows_with_gradient())
+        ]
+
     def _precondition(
-        self, block: Block, momentum: float, rate: float, noise: torch.Generator
+        self, block: Block, momentum: float, rate: float, number: int
     ) -> tuple[Tensor, Tensor]:
-        """Return a block's preconditioned gradients, and which rows had a finite gradient, (B,)."""
+        """Return a block's preconditioned gradients, and which rows had a finite gradient, (B,).
+
+        Args:
+            block: The rows to step.
+            momentum: Decay of the gradient average.
+            rate: Step size of `Q`, 0 in a step that does not fit it.
+            number: Which block this is, for its random numbers.
+
+        Returns:
+            (B, *shape), zero in rows to leave alone, and (B,).
+        """
         grads = block.gather()
         peak = grads.abs().flatten(1).amax(dim=1)  # (B,), not finite when any entry is not
         ok = peak.isfinite()
@@ -147,13 +162,14 @@ class PSGD(torch.optim.Optimizer):
             self._start(block, grads, active, torch.where(ok, peak, 0))
         block.steps += active
         average = block.average(grads, active.to(block.steps.dtype), momentum)
-        if rate and not self.fitting.update_first:
+        if not self.fitting.update_first:
             update = block.form.apply(block.state, average)
         if rate:
+            noise = noise_generator(peak.device, self._seed, self._step, number)
             probe = self.criterion.probe(grads, average, noise, needs_v=block.form.needs_v)
             rates = rate * active.to(peak.dtype)
             block.form.update(block.state, probe, block.form.draw(block.state, noise), rates)
-        if not rate or self.fitting.update_first:
+        if self.fitting.update_first:
             update = block.form.apply(block.state, average)
         # Rows left alone keep their parameter too, whatever their average still holds.
         return update.masked_fill_(~per_block(active, update), 0), ok
@@ -171,21 +187,25 @@ class PSGD(torch.optim.Optimizer):
         # The only look at a tensor's value from the host, and only until all rows have started.
         block.waiting = not bool(((block.steps > 0) | fresh).all())
 
-    def _allocate(self, saved: Mapping[Tensor, Mapping[str, Tensor]] | None = None) -> None:
-        """Make the blocks of groups that have none yet, from saved state where there is some."""
-        for group, form in list(zip(self.param_groups, self._forms, strict=True))[
-            len(self._blocks) :
-        ]:
-            blocks = [
+    def _new_blocks(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> list[list[Block]]:
+        """Return blocks for the groups that have none yet, with saved state where there is some."""
+        groups = list(zip(self.param_groups, self._forms, strict=True))[len(self._blocks) :]
+        new = [
+            [
                 Block.allocate(params, form, momentum=group["momentum"] > 0)
-                for params in _stackable(group["params"])
+                for params in stackable(group["params"])
             ]
-            for block in blocks:
-                if saved is not None:
-                    restore_rows(block, saved)
-                for param, row in zip(block.params, block.rows(), strict=True):
-                    self.state[param] = row
-            self._blocks.append(blocks)
+            for group, form in groups
+        ]
+        for block in itertools.chain.from_iterable(new):
+            restore_rows(block, saved)
+        return new
+
+    def _add_blocks(self, new: list[list[Block]]) -> None:
+        """Step these blocks from now on, and show their rows as the parameters' state."""
+        self._blocks += new
+        for block in itertools.chain.from_iterable(new):
+            self.state.update(zip(block.params, block.rows(), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and numbers, safe for `torch.load(weights_only=True)`."""
@@ -207,28 +227,17 @@ class PSGD(torch.optim.Optimizer):
         """
         params = [p for group in self.param_groups for p in group["params"]]
         saved = saved_rows(state_dict, params)
-        before = (self._blocks, dict(self.state))
+        held, self._blocks = self._blocks, []
         try:
-            self._rebuild(saved)
-            blocks, state = self._blocks, dict(self.state)
+            blocks = self._new_blocks(saved) if saved else []
             super().load_state_dict(state_dict)
         except Exception:
-            self._blocks = before[0]
-            self.state.clear()
-            self.state.update(before[1])
+            self._blocks = held
             raise
-        self._blocks = blocks
         self.state.clear()
-        self.state.update(state)
+        self._add_blocks(blocks)
         if saved:
-            clock = saved[params[0]][CLOCK]
-            self._seed, self._step = (int(x) for x in clock.tolist())
-
-    def _rebuild(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
-        self._blocks = []
-        self.state.clear()
-        if saved:
-            self._allocate(saved)
+            self._seed, self._step = (int(x) for x in saved[params[0]][CLOCK].tolist())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in _PARTS}}
@@ -238,8 +247,11 @@ class PSGD(torch.optim.Optimizer):
         # torch passes two entries after a load, which rebuilds the stacks itself; a copy or an
         # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
         if "_forms" in state:
+            self._blocks = []
+            rows = dict(self.state)
+            self.state.clear()
             with torch.no_grad():
-                self._rebuild(dict(self.state))
+                self._add_blocks(self._new_blocks(rows) if rows else [])
 
     def metrics(self) -> dict[str, Tensor]:
         """Return figures of the last step as 0-dimensional tensors, without waiting for them.
@@ -252,38 +264,17 @@ class PSGD(torch.optim.Optimizer):
 
     def summary(self) -> str:
         """Return a table of what every shape gets and what it costs, without allocating it."""
-        groups = [
-            [Block.allocate(ps, form, momentum=group["momentum"] > 0) for ps in _as_meta(group)]
+        return summarise(
+            [
+                Block.allocate(
+                    [torch.empty_like(p, device="meta") for p in params],
+                    form,
+                    momentum=group["momentum"] > 0,
+                )
+                for params in stackable(group["params"])
+            ]
             for group, form in zip(self.param_groups, self._forms, strict=True)
-        ]
-        return summarise(groups)
-
-
-def _as_meta(group: dict[str, Any]) -> list[list[Tensor]]:
-    """Return a group's stacks of parameters as tensors without memory."""
-    return [[torch.empty_like(p, device="meta") for p in ps] for ps in _stackable(group["params"])]
-
-
-def _stackable(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Group parameters by squeezed shape, dtype and device, in order of first appearance."""
-    stacks: dict[tuple[object, ...], list[Tensor]] = {}
-    for p in params:
-        if p.requires_grad and p.numel():
-            stacks.setdefault((squeezed(p.shape), p.dtype, p.device), []).append(p)
-    return list(stacks.values())
-
-
-def _rows_with_gradient(block: Block) -> list[int]:
-    """Return which parameters of a block have a gradient."""
-    rows = [i for i, p in enumerate(block.params) if p.grad is not None]
-    for i in rows:
-        grad = block.params[i].grad
-        if grad is not None and grad.layout != torch.strided:
-            raise TypeError(
-                f"PSGD got a sparse gradient for a parameter of shape "
-                f"{tuple(block.params[i].shape)}; build the module with sparse=False."
-            )
-    return rows
+        )
 
 
 def _measure(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -291,10 +282,10 @@ def _measure(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, 
     if not updates:
         return {}
     device = updates[0].device
-    squares = torch.stack([abs_square(u).sum().to(device, torch.float32) for u in updates]).sum()
+    norms = [norm.to(device, torch.float32) for norm in torch._foreach_norm(list(updates))]
     count = sum(u.numel() for u in updates)
     return {
-        "update_rms": (squares / count).sqrt(),
+        "update_rms": torch.stack(norms).norm() / count**0.5,
         "skipped": torch.stack([s.to(device) for s in skipped]).sum(),
     }
 

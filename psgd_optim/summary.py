@@ -1,13 +1,13 @@
 """The table that says what every parameter shape gets and what it costs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
 from psgd_optim.blocks import Block, squeezed
 
 
-def summarise(groups: Sequence[Sequence[Block]]) -> str:
+def summarise(groups: Iterable[Sequence[Block]]) -> str:
     """Return a table with a line per block and a line of totals.
 
     Args:

@@ -98,9 +98,8 @@ class Kron(Preconditioner):
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Fit the factors to one sample; keeps det(Q) > 0 for rates below 1."""
         factors = self._plan(probe.h.shape[1:])
-        qs = [lift(state[f"q{i}"]) for i in range(len(factors))]
-        image = self._precondition(factors, qs, probe.h)  # P h
-        elements = probe.h[0].numel()
+        image, qs = self._precondition(state, probe.h)  # P h
+        elements = image[0].numel()
         moved = []
         for i, (factor, q) in enumerate(zip(factors, qs, strict=True)):
             t1 = factor.gram(image, i)
@@ -113,17 +112,19 @@ class Kron(Preconditioner):
         for i, q in enumerate(_balance(moved)):
             state[f"q{i}"].copy_(q)
 
-    @staticmethod
-    def _precondition(factors: tuple[Factor, ...], qs: list[Tensor], x: Tensor) -> Tensor:
-        for i, (factor, q) in enumerate(zip(factors, qs, strict=True)):
+    def _precondition(self, state: State, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return `P x` and the factors, in the dtype that an update computes in."""
+        dtype = torch.promote_types(state["q0"].dtype, lift(x).dtype)
+        x, qs = x.to(dtype), []
+        for i, factor in enumerate(self._plan(x.shape[1:])):
+            q = state[f"q{i}"].to(dtype)
             x = factor.precondition(q, x, i)
-        return x
+            qs.append(q)
+        return x, qs
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `P x`, one axis after the other."""
-        factors = self._plan(x.shape[1:])
-        qs = [lift(state[f"q{i}"]) for i in range(len(factors))]
-        return self._precondition(factors, qs, lift(x)).to(x.dtype)
+        return self._precondition(state, x)[0].to(x.dtype)
 
     def to_dense(self, state: State) -> Tensor:
         """Return the Kronecker product of the factors, (B, N, N)."""

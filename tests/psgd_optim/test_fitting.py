@@ -1,0 +1,78 @@
+import itertools
+
+import pytest
+import torch
+
+from psgd_optim.fitting import Fitting, initial_scale, noise_generator
+from psgd_optim.schedules import Every
+
+CPU = torch.device("cpu")
+
+
+def peaks(grad: torch.Tensor) -> torch.Tensor:
+    return grad.abs().flatten(1).amax(dim=1)
+
+
+def test_the_initial_scale_makes_the_first_preconditioned_gradient_unit_sized() -> None:
+    grad = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    grad *= torch.tensor([1e-7, 1.0, 1e6], dtype=torch.float64)[:, None, None]
+    scale = initial_scale(grad, peaks(grad), damping=0.0)
+    whitened = scale.square()[:, None, None] * grad
+    fourth_root = whitened.pow(4).flatten(1).mean(dim=1) ** 0.25
+    torch.testing.assert_close(fourth_root, torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e20, 3e38])
+def test_the_initial_scale_survives_the_whole_range_of_float32(size: float) -> None:
+    grad = torch.full((1, 8), size)
+    scale = initial_scale(grad, peaks(grad), damping=0.0)
+    torch.testing.assert_close(
+        scale.double() ** 2 * size, torch.ones(1).double(), rtol=1e-4, atol=0
+    )
+
+
+def test_damping_bounds_the_initial_scale() -> None:
+    grad = torch.full((1, 8), 1e-30)
+    scale = initial_scale(grad, peaks(grad), damping=1e-9)
+    torch.testing.assert_close(scale, torch.tensor([1e9**0.5]))
+
+
+def test_a_zero_gradient_gets_scale_one() -> None:
+    torch.testing.assert_close(
+        initial_scale(torch.zeros(2, 3), torch.zeros(2), 1e-9), torch.ones(2)
+    )
+
+
+def test_the_gate_opens_with_its_probability_and_repeats_itself() -> None:
+    fitting = Fitting(gate=0.2)
+    due = [fitting.is_due(3, step) for step in range(20_000)]
+    assert sum(due) / len(due) == pytest.approx(0.2, abs=0.01)
+    assert due[:100] == [fitting.is_due(3, step) for step in range(100)]
+    assert due != [fitting.is_due(4, step) for step in range(20_000)]
+    # Neighbouring coins are independent: both open with probability 0.04.
+    both = sum(a and b for a, b in itertools.pairwise(due)) / len(due)
+    assert both == pytest.approx(0.04, abs=0.006)
+
+
+@pytest.mark.parametrize(("gate", "share"), [(0.0, 0.0), (1.0, 1.0), (Every(4), 0.25)])
+def test_certain_gates_do_not_depend_on_the_seed(gate: float, share: float) -> None:
+    fitting = Fitting(gate=gate)
+    for seed in range(3):
+        assert sum(fitting.is_due(seed, step) for step in range(400)) == 400 * share
+
+
+def test_noise_depends_on_seed_step_and_block_alone() -> None:
+    def draw(*key: int) -> float:
+        return float(torch.rand((), generator=noise_generator(CPU, *key)))
+
+    assert draw(1, 2, 3) == draw(1, 2, 3)
+    assert len({draw(1, 2, 3), draw(2, 2, 3), draw(1, 3, 3), draw(1, 2, 4)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("precond_lr", 1.0), ("precond_lr", -0.1), ("gate", 1.1), ("init_scale", 0.0)],
+)
+def test_numbers_outside_their_range_are_refused(setting: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{setting} = {value}"):
+        Fitting(**{setting: value})

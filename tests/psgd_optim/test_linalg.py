@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from psgd_optim import linalg
+from tests import reference
+
+SHAPES = [(5,), (4, 3), (3, 4, 2), (2, 3, 2, 4)]
+
+
+def stack(shape: tuple[int, ...], seed: int = 0, dtype: torch.dtype = torch.complex128):
+    return torch.randn(2, *shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_mode_operations_equal_their_unfoldings(shape: tuple[int, ...]) -> None:
+    x = stack(shape)
+    for axis, n in enumerate(shape):
+        m, d = stack((n, n), 1), stack((n,), 2)
+        product = linalg.mode_product(m, x, axis)
+        scaled = linalg.mode_scale(d, x, axis)
+        for row in range(2):
+            unfolded = reference.unfold(x[row], axis)
+            torch.testing.assert_close(reference.unfold(product[row], axis), m[row] @ unfolded)
+            torch.testing.assert_close(
+                reference.unfold(scaled[row], axis), d[row][:, None] * unfolded
+            )
+            gram = unfolded @ unfolded.mH
+            torch.testing.assert_close(linalg.mode_gram(x, axis)[row], gram)
+            torch.testing.assert_close(
+                linalg.mode_gram_diagonal(x, axis)[row], gram.diagonal().real
+            )
+
+
+@pytest.mark.parametrize("n", [1, 2, 16, 64, 200])
+@pytest.mark.parametrize("kind", ["psd", "skew"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_the_norm_bound_is_tight_from_below(n: int, kind: str, dtype: torch.dtype) -> None:
+    x = stack((n, n), n, dtype)
+    a = x @ x.mH if kind == "psd" else x - x.mH
+    start = stack((32, n), 3, torch.float32)
+    ratio = linalg.spectral_norm_bound(a, start) / torch.linalg.matrix_norm(a, 2)
+    if n == 1 and kind == "skew" and not dtype.is_complex:
+        return  # a real skew 1 x 1 matrix is zero
+    assert bool((ratio <= 1 + 1e-5).all())
+    assert bool((ratio >= 0.8).all())
+
+
+def test_the_norm_bound_of_zero_is_zero() -> None:
+    bound = linalg.spectral_norm_bound(torch.zeros(2, 5, 5), stack((32, 5), 0, torch.float32))
+    torch.testing.assert_close(bound, torch.zeros(2))
+
+
+def test_the_norm_bound_scales_over_the_whole_range() -> None:
+    x = stack((8, 8), 0, torch.float32)
+    start = stack((32, 8), 1, torch.float32)
+    base = linalg.spectral_norm_bound(x @ x.mH, start)
+    for scale in (1e-30, 1e30):
+        bound = linalg.spectral_norm_bound(x @ x.mH * scale, start)
+        torch.testing.assert_close(bound, base * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.dtype) -> None:
+    n = 8
+    symmetric = torch.stack([
+        reference.random_spd(n, torch.Generator().manual_seed(s), dtype) for s in (0, 1)
+    ])
+    small = 0.3 * stack((n, n), 5, dtype)
+    q = torch.linalg.matrix_exp(small - small.mH) @ symmetric
+    start = stack((32, n), 6, torch.float64)
+    gram, rotated = q.mH @ q, q
+    for _ in range(60):
+        rotated = linalg.rotate_towards_psd(rotated, start)
+    asymmetry = (rotated - rotated.mH).norm() / rotated.norm()
+    assert float(asymmetry) < 1e-3
+    # Each step is unitary to a^4 / 4 <= 6e-5 relative; steps shrink as Q becomes symmetric.
+    assert float((rotated.mH @ rotated - gram).norm() / gram.norm()) < 1e-3
+
+
+def test_a_symmetric_matrix_is_not_rotated() -> None:
+    q = torch.eye(4).expand(2, 4, 4)
+    start = stack((32, 4), 0, torch.float32)
+    torch.testing.assert_close(linalg.rotate_towards_psd(q, start), q, rtol=0, atol=0)
+
+
+def test_lift_keeps_what_is_precise_enough() -> None:
+    x = torch.zeros(2)
+    assert linalg.lift(x) is x
+    assert linalg.lift(x.bfloat16()).dtype == torch.float32
+    assert linalg.lift(x.double()).dtype == torch.float64

@@ -1,0 +1,40 @@
+import math
+import pickle
+
+import pytest
+
+from psgd_optim.schedules import Anneal, Every, value_at
+
+
+def test_value_at_takes_numbers_and_functions() -> None:
+    assert value_at(0.3, 7) == 0.3
+    assert value_at(lambda step: step / 2, 7) == 3.5
+
+
+def test_anneal_is_flat_then_falls_to_its_floor() -> None:
+    rate = Anneal(1.0, 0.03, flat=500, decay=1e-3)
+    assert rate(0) == rate(500) == 1.0
+    assert rate(1500) == pytest.approx(math.exp(-1))
+    assert rate(10_000) == 0.03
+    # The mean over 10 000 steps that the design quotes for this schedule is 16.5 %.
+    assert sum(rate(step) for step in range(10_000)) / 10_000 == pytest.approx(0.165, abs=0.002)
+
+
+def test_every_opens_once_a_period() -> None:
+    assert sum(Every(7)(step) for step in range(700)) == 100
+
+
+@pytest.mark.parametrize("schedule", [Anneal(1.0, 0.1), Every(3)])
+def test_schedules_can_be_pickled(schedule: Anneal | Every) -> None:
+    assert pickle.loads(pickle.dumps(schedule)) == schedule
+
+
+@pytest.mark.parametrize("bad", [(0.1, 1.0), (1.0, -0.1)])
+def test_anneal_refuses_to_rise_or_go_below_zero(bad: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="start >= end >= 0"):
+        Anneal(*bad)
+
+
+def test_every_refuses_a_period_below_one() -> None:
+    with pytest.raises(ValueError, match="whole number from 1 on"):
+        Every(0)
