@@ -65,8 +65,8 @@ class Agent:
     @classmethod
     def restore(cls, state: Mapping[str, Any]) -> Self:
         """Rebuild the agent of a `state_dict`."""
-        network = NetworkConfig(log_std=0.0)
-        agent = cls.build(state["env_id"], state["sizes"], network, torch.Generator())
+        # The start is overwritten, and the bounds matter to training only.
+        agent = cls.build(state["env_id"], state["sizes"], NetworkConfig(), torch.Generator())
         agent.load_state_dict(state)
         return agent
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from psgd_optim.config import KronConfig, OptimizerConfig
+from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
 from psgd_optim.types import InputError
 from psgd_rl.tasks import HALF_CHEETAH, find_task
 
@@ -20,7 +20,7 @@ class NetworkConfig:
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, the same for actor and critic."""
-    log_std: float = -0.5
+    log_std: float = -1.0
     """Log of the policy's standard deviation at the start, in action units."""
     min_log_std: float = -4.0
     """Smallest log-std; below it exploration would end for good."""
@@ -48,7 +48,7 @@ class PPOConfig:
 
     epochs: int = 10
     """Passes over each rollout, at most."""
-    minibatches: int = 4
+    minibatches: int = 8
     """Parts that a rollout is cut into in each pass, one step of each optimizer per part."""
     gamma: float = 0.99
     """Discount per step, in (0, 1)."""
@@ -58,7 +58,7 @@ class PPOConfig:
     """Largest useful deviation of the probability ratio from 1."""
     entropy: float = 0.0
     """Weight of the entropy bonus, per nat."""
-    target_kl: float = 0.0
+    target_kl: float = 0.02
     """Ends the passes over a rollout once the policy moved this far, in nats; 0 never does."""
     recompute_advantages: bool = False
     """Whether every pass takes its advantages from the critic as it then is."""
@@ -156,15 +156,20 @@ class TrainConfig:
         return -(-self.total_steps // self.rollout_size)
 
 
-def _psgd(lr: float) -> KronConfig:
-    """Dense factors for every axis, refitted often enough to follow the policy."""
-    return KronConfig(lr=lr, max_skew=1000.0, update_prob=0.1, update_every_step_for=100)
+_PSGD = KronConfig(lr=1e-3, whiten="gradient", update_prob=0.1, update_every_step_for=100)
+"""Refitted often enough to follow the policy. Whitening the gradient instead of its average
+makes steps small where minibatches disagree, as Adam does; measured, it learns much faster."""
 
+TUNED: dict[str, dict[str, OptimizerConfig]] = {
+    "halfcheetah": {"psgd": _PSGD, "adamw": AdamWConfig(lr=6e-4, beta2=0.999, eps=1e-5)},
+    "smoke": {"psgd": _PSGD},
+}
+"""Per preset, the settings that each optimizer starts from."""
 
 PRESETS: dict[str, TrainConfig] = {
     "halfcheetah": TrainConfig(
-        actor=_psgd(3e-4),
-        critic=_psgd(1e-3),
+        actor=TUNED["halfcheetah"]["psgd"],
+        critic=TUNED["halfcheetah"]["psgd"],
         run_dir=Path("runs/halfcheetah"),
     ),
     "smoke": TrainConfig(
@@ -173,8 +178,8 @@ PRESETS: dict[str, TrainConfig] = {
         rollout_steps=32,
         ppo=PPOConfig(epochs=2, minibatches=2),
         network=NetworkConfig(hidden=(16, 16)),
-        actor=_psgd(3e-4),
-        critic=_psgd(1e-3),
+        actor=TUNED["smoke"]["psgd"],
+        critic=TUNED["smoke"]["psgd"],
         eval_every=4,
         eval_episodes=2,
         save_every=2,

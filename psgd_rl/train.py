@@ -75,11 +75,11 @@ def train(config: TrainConfig) -> Result:
             run.load()
         else:
             run.save()
-        bar = tqdm(total=config.iterations, initial=run.iteration, unit="rollout", disable=None)
-        with bar:
-            while run.iteration < config.iterations and not interrupt.requested:
+        total = config.iterations * config.rollout_size
+        with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
+            while run.steps < total and not interrupt.requested:
                 run.iterate()
-                bar.update()
+                bar.update(config.rollout_size)
         return run.finish()
 
 

@@ -4,12 +4,14 @@ import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 
 import _cli
 import evaluate_rl
 import pytest
 import train_rl
 
+from psgd_rl import TUNED
 from psgd_rl.update import Updater
 
 
@@ -59,6 +61,15 @@ def test_optimizers_are_chosen_by_name(run, tmp_path):
     assert summary["optimizer"] == "adamw"
 
 
+def test_optimizer_chosen_by_name_starts_from_the_presets_own_settings(run, tmp_path):
+    name = tmp_path / "run"
+    args = ("--total-steps", 16, "--rollout-steps", 2, "--eval-episodes", 1, "--run-dir", name)
+    assert run(train_rl, "halfcheetah", *args, "--actor", "adamw")[0] == 0
+    config = json.loads((name / "config.json").read_text(encoding="utf-8"))
+    assert config["actor"]["lr"] == TUNED["halfcheetah"]["adamw"].lr
+    assert config["critic"] == {"name": "psgd", **asdict(TUNED["halfcheetah"]["psgd"])}
+
+
 def test_interrupted_run_prints_how_to_continue(run, tmp_path, monkeypatch):
     update = Updater.update
 
@@ -70,7 +81,9 @@ def test_interrupted_run_prints_how_to_continue(run, tmp_path, monkeypatch):
     args = ("smoke", "--total-steps", "512", "--run-dir", str(tmp_path / "a run"))
     code, out, _ = run(train_rl, *args)
     assert code == 0
-    command = f"train_rl.py smoke --total-steps 512 --run-dir '{tmp_path / 'a run'}' --resume"
+    command = (
+        f"scripts/train_rl.py smoke --total-steps 512 --run-dir '{tmp_path / 'a run'}' --resume"
+    )
     assert command in out
     assert json.loads((tmp_path / "a run" / "summary.json").read_text())["status"] == "interrupted"
 
