@@ -81,7 +81,7 @@ class RunFolder:
 
     Raises:
         InputError: If the folder has a run and neither flag is given, has files of something
-            else, has nothing to resume, or has a run of another configuration.
+            else, cannot be made, has nothing to resume, or has a run of another configuration.
     """
 
     def __init__(
@@ -97,7 +97,12 @@ class RunFolder:
         self._check(settings, resume=resume, overwrite=overwrite)
         if overwrite and path.exists():
             shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(
+                f"{path} cannot be made ({error.strerror}); give another --run-dir."
+            ) from error
         if not resume:
             write_json(path / CONFIG, settings)
         self._events: SummaryWriter | None = None
