@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psgd_optim.tools.checkpoint import read_checkpoint
-from psgd_optim.tools.run_folder import LAST
+from psgd_optim.tools.run_folder import BEST, LAST
 from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
 from psgd_rl.envs import VectorEnv
@@ -92,12 +92,13 @@ def evaluate_checkpoint(path: Path, episodes: int | None = None) -> Evaluation:
     return evaluate(agent, content["eval_episodes"] if episodes is None else episodes)
 
 
-def evaluate_run(run: Path, episodes: int | None = None) -> Evaluation:
-    """Evaluate the last checkpoint of a run.
+def evaluate_run(run: Path, episodes: int | None = None, *, best: bool = False) -> Evaluation:
+    """Evaluate a checkpoint of a run.
 
     Args:
         run: A run's folder, or a checkpoint file.
         episodes: How many; `None` for as many as the run took.
+        best: Take the folder's checkpoint with the best evaluation instead of the last one.
 
     Returns:
         The returns and lengths.
@@ -105,5 +106,5 @@ def evaluate_run(run: Path, episodes: int | None = None) -> Evaluation:
     Raises:
         InputError: If there is no checkpoint that can be used.
     """
-    path = run if run.is_file() else run / LAST
+    path = run if run.is_file() else run / (BEST if best else LAST)
     return evaluate_checkpoint(path, episodes)

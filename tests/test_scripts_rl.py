@@ -98,6 +98,7 @@ BAD = [
     (train_rl, ("smoke", "--actor", "adamv"), "did you mean adamw"),
     (train_rl, ("smoke", "--device", "abacus"), "abacus"),
     (train_rl, ("smoke", "--resume", "--run-dir", "nothing"), "nothing"),
+    (train_rl, ("smoke", "--run-dir", "/dev/null/run"), "cannot be made (Not a directory)"),
     (train_rl, ("smoke", "--resume", "--overwrite"), "give one of them"),
     (evaluate_rl, (), "There is no run folder"),
     (evaluate_rl, ("nothing",), "no checkpoint nothing"),

@@ -96,6 +96,15 @@ def test_evaluating_the_run_gives_its_number_again(config):
     assert evaluate_run(config.run_dir).return_mean == result.evaluation.return_mean
 
 
+def test_best_checkpoint_is_that_of_the_best_evaluation(config):
+    config = replace(config, total_steps=1024, eval_every=2)
+    train(config)
+    returns = [line["eval/return_mean"] for line in lines(config) if "eval/return_mean" in line]
+    assert len(set(returns)) == len(returns) == 4
+    assert evaluate_run(config.run_dir, best=True).return_mean == max(returns)
+    assert evaluate_run(config.run_dir).return_mean == returns[-1]
+
+
 def test_seed_decides_everything(config):
     runs = []
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
