@@ -10,12 +10,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from psgd_optim.clipping import ClipRMS
+from psgd_optim.clipping import ClipElement, ClipRMS
 from psgd_optim.criteria import GradientWhitening, MomentumWhitening
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.kron import Kron
 from psgd_optim.optimizer import PSGD
 from psgd_optim.schedules import Anneal
+from psgd_optim.types import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,13 @@ class KronConfig:
     """An axis gets a dense factor only if its squared size is at most this times the elements."""
     clip_rms: float = 1.1
     """Largest root mean square of one parameter's preconditioned gradient."""
+    clip_element: float = 10.0
+    """Largest modulus of an element of the preconditioned gradient."""
     seed: int = 0
     """Seed of the preconditioner's own random numbers."""
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +71,19 @@ class AdamWConfig:
     weight_decay: float = 0.0
     """Decoupled decay of the parameters with two or more axes."""
 
+    def __post_init__(self) -> None:
+        _check(self)
+
 
 OptimizerConfig = KronConfig | AdamWConfig
 
-OPTIMIZERS: dict[str, OptimizerConfig] = {
-    KronConfig.name: KronConfig(),
-    AdamWConfig.name: AdamWConfig(),
-}
-"""Every optimizer by its name, with its default settings."""
+
+def _check(config: OptimizerConfig) -> None:
+    """Refuse settings that the optimizer refuses, before a run has written anything."""
+    try:
+        build([("probe", torch.zeros(1, 1, requires_grad=True))], config)
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def build(
@@ -103,10 +114,17 @@ def build(
         form=Kron(max_size=config.max_size, max_skew=config.max_skew),
         criterion=MomentumWhitening() if config.whiten == "momentum" else GradientWhitening(),
         momentum=config.momentum,
-        clip=(ClipRMS(config.clip_rms),),
+        clip=(ClipRMS(config.clip_rms), ClipElement(config.clip_element)),
         fitting=Fitting(
             precond_lr=config.precond_lr,
             gate=Anneal(1.0, config.update_prob, flat=config.update_every_step_for),
             seed=config.seed,
         ),
     )
+
+
+OPTIMIZERS: dict[str, OptimizerConfig] = {
+    KronConfig.name: KronConfig(),
+    AdamWConfig.name: AdamWConfig(),
+}
+"""Every optimizer by its name, with its default settings."""

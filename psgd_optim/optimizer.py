@@ -303,5 +303,5 @@ def _check_group(settings: Mapping[str, Any], criterion: Whitening) -> None:
     if criterion.needs_momentum and settings["momentum"] == 0:
         raise ValueError(
             f"PSGD got {type(criterion).__name__} with momentum = 0; give momentum > 0, or "
-            "criterion=GradientWhitening()."
+            "whiten the gradient (GradientWhitening)."
         )
