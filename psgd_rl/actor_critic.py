@@ -78,6 +78,7 @@ class Actor(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
+        # A nearly zero mean, so that the first actions are the noise alone, in every state.
         self.layers = _layers(sizes, 0.01, generator)
         self.log_std = nn.Parameter(torch.full((sizes[-1],), log_std))  # (a,)
         self._bounds = log_std_bounds
@@ -141,6 +142,7 @@ class ActingPolicy:
         self._weights: list[tuple[Float32Array, Float32Array]] = []
         for layer in actor.layers:
             weight = layer.get_parameter("weight").detach().cpu().numpy()
+            # Transposed once here instead of in every product.
             self._weights.append((np.ascontiguousarray(weight[:, :-1].T), weight[:, -1].copy()))
         self.std: Float32Array = np.exp(actor.log_std.detach().cpu().numpy())
 

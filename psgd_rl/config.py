@@ -156,7 +156,7 @@ class TrainConfig:
         return -(-self.total_steps // self.rollout_size)
 
 
-_PSGD = KronConfig(lr=1e-3, whiten="gradient", update_prob=0.1, update_every_step_for=100)
+_PSGD = KronConfig(lr=1.5e-3, whiten="gradient", update_prob=0.1, update_every_step_for=100)
 """Refitted often enough to follow the policy. Whitening the gradient instead of its average
 makes steps small where minibatches disagree, as Adam does; measured, it learns much faster."""
 

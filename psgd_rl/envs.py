@@ -127,7 +127,8 @@ class VectorEnv:
             InputError: If an observation or a term of the reward is not finite.
         """
         action = np.asarray(action, dtype=np.float32)
-        before = self._qpos.copy()
+        # A copy, because the bound arrays show the state itself.
+        before = self._qpos.copy()  # (n, q)
         self._ctrl[...] = action
         self._batch.step(nstep=self.task.frame_skip)
         self._elapsed += 1
@@ -189,6 +190,7 @@ class VectorEnv:
     def _reset(self, which: NDArray[np.intp]) -> None:
         """Start new episodes from the rest state plus noise."""
         ids = which.astype(np.int32)
+        # Also clears the solver's warm start, which would carry the old episode into the new one.
         self._batch.reset(ids, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         for i in which:
             qpos, qvel = self.task.noise(
@@ -196,6 +198,7 @@ class VectorEnv:
             )
             self._qpos[i] = self._rest + qpos
             self._qvel[i] = qvel
+        # As gymnasium does: fills the warm start that the first step begins with.
         self._batch.forward(ids)
         self._elapsed[which] = 0
 

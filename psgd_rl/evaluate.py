@@ -64,6 +64,7 @@ def evaluate(agent: Agent, episodes: int, *, threads: int = 1) -> Evaluation:
     policy = agent.acting_policy()
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
     running = np.ones(episodes, dtype=bool)
+    # All step until the longest episode ends; what follows the first end of each is not counted.
     while running.any():
         action = agent.best_action(policy, env.observation)
         step = env.step(np.clip(action, env.action_low, env.action_high))

@@ -37,7 +37,7 @@ class RunningMoments:
             samples: (k, *shape), at least one.
         """
         count = self.count + len(samples)
-        share = len(samples) / count
+        share = len(samples) / count  # of the new samples in all
         delta = samples.mean(axis=0) - self.mean
         between = share * (1 - share) * np.square(delta)
         self.variance = (1 - share) * self.variance + share * samples.var(axis=0) + between

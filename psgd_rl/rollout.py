@@ -89,6 +89,7 @@ class Collector:
         Raises:
             InputError: If the environment gives a value that is not finite.
         """
+        # All noise at once: one call instead of T, and the same stream.
         self._generator.standard_normal(dtype=np.float32, out=self._actions)
         self._actions *= policy.std
         episodes: list[Episode] = []
@@ -102,11 +103,13 @@ class Collector:
             self._rewards[t], self._terminated[t] = step.reward, step.terminated
             self._truncated[t] = step.truncated
             done = step.terminated | step.truncated
+            # Normalised once, for the step that it ends and for the one that it begins.
             observation = self._moments.normalize(step.observation)
             self._next_observations[t] = observation
             episodes += self._count(step.reward, done)
             if done.any():
                 self._next_observations[t] = self._moments.normalize(step.final_observation)
+        # Only now: during the collection and its update all normalisation is alike.
         self._moments.update(self._raw.reshape(-1, self._raw.shape[-1]))
         return Rollout(
             observations=self._observations,

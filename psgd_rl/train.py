@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> Result:
         if config.resume:
             run.load()
         else:
-            run.save()
+            run.save()  # so that there is something to resume from at any moment
         total = config.iterations * config.rollout_size
         with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
             while run.steps < total and not interrupt.requested:
@@ -104,6 +104,7 @@ class _Run:
         # Seeds s and s + 1 share no environment's seed.
         seeds = [config.seed * config.num_envs + i for i in range(config.num_envs)]
         env = VectorEnv(find_task(config.env_id), seeds, threads=config.env_threads)
+        # One generator for both networks, actor first: the order is part of what a seed means.
         hidden = config.network.hidden
         sizes = (env.observation_size, *hidden, env.action_size)
         self._agent = Agent.build(config.env_id, sizes, config.network, generator)
@@ -137,6 +138,7 @@ class _Run:
         rollout = self._collector.collect(self._agent.acting_policy())
         figures = self._updater.update(rollout)
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        # Before the figures are logged or saved: the folder keeps the last good state.
         if bad:
             raise InputError(
                 f"Iteration {self.iteration + 1} gave {bad[0]} = {figures[bad[0]]}; lower the "

@@ -31,6 +31,7 @@ def take_step(
         max_norm: Largest gradient norm; 0 leaves it unlimited.
     """
     if getattr(optimizer, "needs_closure", False):
+        # Newton's criterion differentiates the loss twice; the gradient is its business.
         optimizer.step(loss)  # type: ignore[arg-type]
         return
     optimizer.zero_grad()
@@ -89,6 +90,7 @@ class Updater:
         Returns:
             The actor's learning rate.
         """
+        # A function of the progress alone, so a resumed run needs no scheduler's state.
         factor = 1 - progress if self._config.anneal_lr else 1.0
         optimizers = (self._actor_optimizer, self._critic_optimizer)
         for optimizer, start in zip(optimizers, self._start, strict=True):
@@ -114,6 +116,7 @@ class Updater:
         for epoch in range(self._config.epochs):
             if epoch and self._config.recompute_advantages:
                 advantage, target, _ = self._targets(samples, rollout)
+            # Drawn on the CPU, so that the order is the same on every device.
             order = torch.randperm(len(target), generator=self._generator).to(self._device)
             for part in order.tensor_split(self._config.minibatches):
                 self._step(samples, advantage, target, part)
@@ -149,6 +152,7 @@ class Updater:
             return torch.from_numpy(values).flatten(0, 1).to(self._device)
 
         observation, action = flat(rollout.observations), flat(rollout.actions)
+        # The actor's own density, not one from acting: the ratio then starts at 1.
         mean = self._actor(observation)
         return _Samples(
             observation=observation,
@@ -175,6 +179,7 @@ class Updater:
             )
         )
         advantage = advantages.flatten().to(self._device, torch.float32)
+        # The targets keep the critic's scale; only the policy's weights are normalised.
         normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         return normalised, advantage + value, value
 
