@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,20 +12,22 @@ from typing import TypeVar
 
 import tyro
 
-from psgd_optim.config import OPTIMIZERS
+from psgd_optim.config import OPTIMIZERS, OptimizerConfig
+from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
 Config = TypeVar("Config")
 OK, FAILED, BAD_INPUT, STORAGE = 0, 1, 2, 3
+SETTINGS = (tyro.conf.AvoidSubcommands,)
 
 
-def closest(name: str, known: Sequence[str]) -> str:
-    """Return a hint with the nearest known name, or with all of them when none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}."
-
-
-def parse(presets: Mapping[str, Config], args: Sequence[str], *, prog: str) -> Config:
+def parse(
+    presets: Mapping[str, Config],
+    args: Sequence[str],
+    *,
+    prog: str,
+    tuned: Mapping[str, Mapping[str, OptimizerConfig]] | None = None,
+) -> Config:
     """Build a configuration from `PRESET [--flag value ...]`.
 
     A field that holds an optimizer takes its name as `--FIELD NAME` and its settings as
@@ -35,6 +37,7 @@ def parse(presets: Mapping[str, Config], args: Sequence[str], *, prog: str) -> C
         presets: The named starting points.
         args: The command line after the program's name.
         prog: The program's name in `--help`.
+        tuned: Per preset, the settings that `--FIELD NAME` starts from instead of the defaults.
 
     Returns:
         The preset with the flags applied.
@@ -45,29 +48,64 @@ def parse(presets: Mapping[str, Config], args: Sequence[str], *, prog: str) -> C
     if not args or args[0] in ("-h", "--help"):
         lines = [f"usage: {prog} PRESET [--flag value ...]", "", "presets:"]
         lines += [f"  {name}" for name in presets]
-        lines += ["", f"{prog} PRESET --help lists the flags."]
+        choices = " and ".join(f"--{field} NAME" for field in _optimizer_fields(presets))
+        lines += ["", f"{prog} PRESET --help lists the flags; an optimizer is chosen with"]
+        lines += [f"{choices}, where NAME is one of: {', '.join(OPTIMIZERS)}."]
         print("\n".join(lines))
         raise SystemExit(OK if args else BAD_INPUT)
     name, *rest = args
     if name not in presets:
         raise InputError(f"There is no preset {name!r}; {closest(name, list(presets))}")
-    config, rest = _choose_optimizers(presets[name], rest)
+    optimizers = {**OPTIMIZERS, **(tuned or {}).get(name, {})}
+    config, rest = _choose_optimizers(presets[name], rest, optimizers)
     return parse_flags(config, rest, prog=f"{prog} {name}")
 
 
-def _choose_optimizers(config: Config, args: list[str]) -> tuple[Config, list[str]]:
-    """Apply every `--FIELD NAME` whose field holds an optimizer's settings."""
+def parse_run(default: Config, args: Sequence[str], *, prog: str) -> tuple[str, Config]:
+    """Parse `RUN [--flag value ...]`, the command line of a script that reads a run folder.
+
+    Args:
+        default: The configuration that the flags change.
+        args: The command line after the program's name.
+        prog: The program's name in `--help`.
+
+    Returns:
+        The run folder and the changed configuration.
+
+    Raises:
+        InputError: If the folder is not named first, or a flag or a value is not known.
+    """
+    if args and args[0] not in ("-h", "--help"):
+        if args[0].startswith("-"):
+            raise InputError(f"Got {args[0]} first; name the run folder before the flags.")
+        return args[0], parse_flags(default, args[1:], prog=f"{prog} RUN")
+    if args:
+        parse_flags(default, args, prog=f"{prog} RUN")
+    raise InputError(f"There is no run folder; usage: {prog} RUN [--flag value ...].")
+
+
+def _optimizer_fields(presets: Mapping[str, Config]) -> list[str]:
+    """Return the fields of the presets that hold an optimizer's settings."""
     kinds = tuple(type(value) for value in OPTIMIZERS.values())
+    first = next(iter(presets.values()))
+    return [name for name, value in vars(first).items() if isinstance(value, kinds)]
+
+
+def _choose_optimizers(
+    config: Config, args: list[str], optimizers: Mapping[str, OptimizerConfig]
+) -> tuple[Config, list[str]]:
+    """Apply every `--FIELD NAME` whose field holds an optimizer's settings."""
+    kinds = tuple(type(value) for value in optimizers.values())
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         flag = f"--{field.name.replace('_', '-')}"
         if isinstance(getattr(config, field.name), kinds) and flag in args[:-1]:
             at = args.index(flag)
             name = args[at + 1]
-            if name not in OPTIMIZERS:
+            if name not in optimizers:
                 raise InputError(
-                    f"There is no optimizer {name!r}; {closest(name, list(OPTIMIZERS))}"
+                    f"There is no optimizer {name!r}; {closest(name, list(optimizers))}"
                 )
-            config = dataclasses.replace(config, **{field.name: OPTIMIZERS[name]})  # type: ignore[type-var]
+            config = dataclasses.replace(config, **{field.name: optimizers[name]})  # type: ignore[type-var]
             args = args[:at] + args[at + 2 :]
     return config, args
 
@@ -86,32 +124,60 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
     Raises:
         InputError: If a flag or a value is not known.
     """
+    config, unknown = parse_known(default, args, prog=prog)
+    if unknown:
+        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], _flags(default))}")
+    return config
+
+
+def _flags(config: object, prefix: str = "--") -> list[str]:
+    """Return the flags of a configuration, those of nested ones with their field's name."""
+    flags: list[str] = []
+    for name, value in vars(config).items():
+        flag = prefix + name.replace("_", "-")
+        flags += _flags(value, f"{flag}.") if dataclasses.is_dataclass(value) else [flag]
+    return flags
+
+
+def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Config, list[str]]:
+    """Apply the flags that a configuration has.
+
+    Args:
+        default: The configuration that the flags change.
+        args: The flags, of this configuration and of others.
+        prog: The program's name in `--help`.
+
+    Returns:
+        The changed configuration, and the arguments that are not its own.
+
+    Raises:
+        InputError: If a value is not known.
+    """
     complaint = io.StringIO()
-    kind = type(default)
-    settings = (tyro.conf.AvoidSubcommands,)
     try:
         with contextlib.redirect_stderr(complaint):
-            config, unknown = tyro.cli(
-                kind,
+            return tyro.cli(
+                type(default),
                 default=default,
                 args=list(args),
                 prog=prog,
                 return_unknown_args=True,
-                config=settings,
+                config=SETTINGS,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"[│╭╮╰╯─]+", " ", complaint.getvalue())
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        raise InputError(
-            lines[1] if len(lines) > 1 else "The command line cannot be parsed."
-        ) from None
-    if unknown:
-        parser = tyro.extras.get_parser(kind, default=default, config=settings)
-        flags = [flag for action in parser._actions for flag in action.option_strings]
-        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], flags)}")
-    return config
+        raise InputError(_message(complaint.getvalue())) from None
+
+
+def _message(box: str) -> str:
+    """Return tyro's first complaint as one line: the box's text between its title and a rule."""
+    # The box is drawn in Unicode, or with blanks and hyphens where the output takes ASCII only.
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+    text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯-"), body))
+    # A complaint of our own already names the flag.
+    return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text) or "The flags cannot be parsed."
 
 
 def run(main: Callable[[Sequence[str]], None]) -> int:
