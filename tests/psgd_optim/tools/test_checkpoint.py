@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from psgd_optim.tools.checkpoint import read_checkpoint, write_checkpoint
+from psgd_optim.types import InputError
+
+CONTENT = {"x": torch.arange(5), "nested": {"step": 3, "name": "run"}}
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "last.pt"
+    write_checkpoint(path, "kind", CONTENT)
+    content = read_checkpoint(path, "kind")
+    torch.testing.assert_close(content["x"], CONTENT["x"], rtol=0, atol=0)
+    assert content["nested"] == CONTENT["nested"]
+    assert [p.name for p in path.parent.iterdir()] == ["last.pt"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, "kind", CONTENT)
+    before = path.read_bytes()
+
+    def full_disk(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_checkpoint(path, "kind", {"x": torch.zeros(9)})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_refused_in_one_line(tmp_path: Path, part: float) -> None:
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, "kind", CONTENT)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(InputError, match="damaged or truncated") as caught:
+        read_checkpoint(path, "kind")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, "psgd_lm", CONTENT)
+    with pytest.raises(InputError, match="'psgd_lm'"):
+        read_checkpoint(path, "psgd_rl")
+    torch.save({"some": "thing"}, path)
+    with pytest.raises(InputError, match="None"):
+        read_checkpoint(path, "psgd_rl")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There is no checkpoint"):
+        read_checkpoint(tmp_path / "none.pt", "kind")
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    torch.save({"format": 1, "kind": "kind", "content": print}, path)
+    with pytest.raises(InputError, match="damaged"):
+        read_checkpoint(path, "kind")

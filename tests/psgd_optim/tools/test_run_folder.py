@@ -1,0 +1,93 @@
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_json, write_json
+from psgd_optim.types import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    steps: int = 3
+    optim: OptimizerConfig = field(default_factory=KronConfig)
+    run_dir: Path = Path("runs/x")
+    device: str = "auto"
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_its_configuration_metrics_events_and_summary(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder(path, Config()) as folder:
+        folder.log(1, {"train/loss": 0.5})
+        folder.write_summary({"status": "finished"})
+    assert read_json(path / "config.json")["optim"]["name"] == "psgd"
+    assert lines(path) == [{"step": 1, "train/loss": 0.5}]
+    assert read_json(path / "summary.json") == {"status": "finished"}
+    assert list(path.glob("events.out.tfevents.*"))
+    assert not list(path.glob("*.partial"))
+
+
+def test_the_configuration_tells_optimizers_apart() -> None:
+    first, second = config_to_dict(Config()), config_to_dict(Config(optim=AdamWConfig()))
+    assert (first["optim"]["name"], second["optim"]["name"]) == ("psgd", "adamw")
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_an_existing_run_needs_a_decision(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunFolder(path, Config()).close()
+    (path / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(InputError, match="--resume, --overwrite or another --run-dir"):
+        RunFolder(path, Config())
+    assert lines(path) == [{"step": 1}]
+    RunFolder(path, Config(), overwrite=True).close()
+    assert not (path / "metrics.jsonl").exists()
+    with pytest.raises(InputError, match="give one of them"):
+        RunFolder(path, Config(), resume=True, overwrite=True)
+
+
+def test_a_folder_of_something_else_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="is no run folder"):
+            RunFolder(tmp_path, Config(), overwrite=overwrite)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_resuming_needs_the_same_configuration(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(InputError, match=r"There is no .*config.json"):
+        RunFolder(path, Config(), resume=True)
+    RunFolder(path, Config()).close()
+    RunFolder(path, replace(Config(), device="cpu", run_dir=path), resume=True).close()
+    with pytest.raises(InputError, match="started with steps = 3, got 4"):
+        RunFolder(path, replace(Config(), steps=4), resume=True)
+
+
+def test_rewinding_drops_what_an_interrupted_run_logged_too_much(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with RunFolder(path, Config()) as folder:
+        for step in range(1, 6):
+            folder.log(step, {"x": float(step)})
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "x"')  # the line that a crash cut
+    with RunFolder(path, Config(), resume=True) as folder:
+        folder.rewind(3)
+        folder.log(4, {"x": 40.0})
+    assert [(row["step"], row["x"]) for row in lines(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_json_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}
+    path.write_text("{")
+    with pytest.raises(InputError, match="is not readable JSON"):
+        read_json(path)

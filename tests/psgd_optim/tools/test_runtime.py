@@ -1,0 +1,63 @@
+import os
+import random
+import signal
+import threading
+
+import pytest
+import torch
+
+from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, seed_everything
+from psgd_optim.types import InputError
+
+
+def test_auto_is_the_best_device_there_is() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert resolve_device("auto").type == expected
+    assert resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="use auto, cpu or cuda"):
+        resolve_device(name)
+
+
+def test_seeding_repeats_the_global_generators() -> None:
+    draws = []
+    for _ in range(2):
+        seed_everything(5)
+        draws.append((random.random(), float(torch.rand(()))))
+    assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_a_request_and_the_second_an_interruption(number: int) -> None:
+    before = signal.getsignal(number)
+    with Interrupt() as interrupt:
+        assert not interrupt.requested
+        os.kill(os.getpid(), number)
+        assert interrupt.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_outside_the_main_thread_it_does_nothing() -> None:
+    seen = []
+
+    def work() -> None:
+        with Interrupt() as interrupt:
+            seen.append(interrupt.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_a_stopwatch_goes_on_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    watch = Stopwatch(start=5.0)
+    now[0] = 102.5
+    assert watch.seconds == 7.5
