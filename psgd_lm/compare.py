@@ -12,7 +12,8 @@ from psgd_lm.picture import draw_curves
 from psgd_lm.report import Member, Row, comparison_table, make_rows
 from psgd_lm.train import DivergedError, train
 from psgd_optim.config import OPTIMIZERS
-from psgd_optim.tools.run_folder import METRICS, SUMMARY, RunFolder, read_json, write_json
+from psgd_optim.tools.names import closest
+from psgd_optim.tools.run_folder import LAST, METRICS, SUMMARY, RunFolder, read_json, write_json
 from psgd_optim.tools.runtime import Interrupt, resolve_device
 from psgd_optim.types import InputError
 
@@ -43,7 +44,7 @@ class Grid:
         for optimizer in self.optimizers:
             if optimizer not in OPTIMIZERS:
                 raise InputError(
-                    f"There is no optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}."
+                    f"There is no optimizer {optimizer!r}; {closest(optimizer, list(OPTIMIZERS))}"
                 )
 
 
@@ -134,7 +135,7 @@ def compare(
 
 def _train_member(config: TrainConfig, folder: Path) -> bool:
     """Train or go on training; return whether the run came to its end, good or bad."""
-    has_checkpoint = (folder / "checkpoint" / "last.pt").is_file()
+    has_checkpoint = (folder / LAST).is_file()
     try:
         result = train(
             replace(config, run_dir=folder, resume=has_checkpoint, overwrite=not has_checkpoint)

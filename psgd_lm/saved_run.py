@@ -11,7 +11,7 @@ from psgd_lm.data import DataConfig, TextData, load_data
 from psgd_lm.gpt import GPT, GPTConfig
 from psgd_lm.tokenizer import Tokenizer, tokenizer_from_dict, tokenizer_sha256
 from psgd_optim.tools.checkpoint import read_checkpoint
-from psgd_optim.tools.run_folder import CONFIG, read_json
+from psgd_optim.tools.run_folder import BEST, CONFIG, LAST, read_json
 from psgd_optim.tools.runtime import resolve_device
 from psgd_optim.types import InputError
 
@@ -99,7 +99,7 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
 
     """
     config: dict[str, Any] = read_json(run_dir / CONFIG)
-    content = read_run(run_dir / "checkpoint" / ("best.pt" if best else "last.pt"), config)
+    content = read_run(run_dir / (BEST if best else LAST), config)
     torch.set_num_threads(config["threads"])
     tokenizer = tokenizer_from_dict(content["tokenizer"])
     model = GPT(GPTConfig(**config["model"]), tokenizer.vocab_size)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import errno
 import io
 import itertools
@@ -14,6 +13,7 @@ from typing import TypeVar
 import tyro
 
 from psgd_optim.config import OPTIMIZERS, OptimizerConfig
+from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
 Config = TypeVar("Config")
@@ -24,19 +24,9 @@ STORAGE_ERRORS = (
     errno.EROFS,
     errno.EACCES,
     errno.EIO,
-    errno.ENOTDIR,
     errno.ENAMETOOLONG,
 )
-MOST_LISTED = 12
 SETTINGS = (tyro.conf.AvoidSubcommands,)
-
-
-def closest(name: str, known: Sequence[str]) -> str:
-    """Return a hint with the nearest known name, or with all of them when none is near."""
-    near = difflib.get_close_matches(name, known, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    return f"known: {', '.join(known)}." if len(known) <= MOST_LISTED else "--help lists the known."
 
 
 def parse(
@@ -66,8 +56,9 @@ def parse(
     if not args or args[0] in ("-h", "--help"):
         lines = [f"usage: {prog} PRESET [--flag value ...]", "", "presets:"]
         lines += [f"  {name}" for name in presets]
+        choices = " and ".join(f"--{field} NAME" for field in _optimizer_fields(presets))
         lines += ["", f"{prog} PRESET --help lists the flags; an optimizer is chosen with"]
-        lines += [f"--optim NAME, where NAME is one of: {', '.join(OPTIMIZERS)}."]
+        lines += [f"{choices}, where NAME is one of: {', '.join(OPTIMIZERS)}."]
         print("\n".join(lines))
         raise SystemExit(OK if args else BAD_INPUT)
     name, *rest = args
@@ -99,6 +90,13 @@ def parse_run(default: Config, args: Sequence[str], *, prog: str) -> tuple[str, 
     if args:
         parse_flags(default, args, prog=f"{prog} RUN")
     raise InputError(f"There is no run folder; usage: {prog} RUN [--flag value ...].")
+
+
+def _optimizer_fields(presets: Mapping[str, Config]) -> list[str]:
+    """Return the fields of the presets that hold an optimizer's settings."""
+    kinds = tuple(type(value) for value in OPTIMIZERS.values())
+    first = next(iter(presets.values()))
+    return [name for name, value in vars(first).items() if isinstance(value, kinds)]
 
 
 def _split(arg: str, flag: str) -> list[str]:
@@ -149,7 +147,7 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
 
 
 def _flags(config: object, prefix: str = "--") -> list[str]:
-    """List the flags of a configuration, those of the dataclasses in it included."""
+    """Return the flags of a configuration, those of nested ones with their field's name."""
     flags: list[str] = []
     for name, value in vars(config).items():
         flag = prefix + name.replace("_", "-")
@@ -190,8 +188,10 @@ def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Con
 
 def _message(box: str) -> str:
     """Return tyro's first complaint as one line: the box's text between its title and a rule."""
-    lines = (line.strip("│ ") for line in box.splitlines()[1:])
-    text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯"), lines))
+    # The box is drawn in Unicode, or with blanks and hyphens where the output takes ASCII only.
+    lines = [line.strip("│ ") for line in box.splitlines()[1:]]
+    body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
+    text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯-"), body))
     # A complaint of our own already names the flag.
     return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text) or "The flags cannot be parsed."
 

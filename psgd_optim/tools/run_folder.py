@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
+LAST, BEST = "checkpoint/last.pt", "checkpoint/best.pt"
 RUN_CONTROL = ("run_dir", "resume", "overwrite", "device")
 """Configuration fields that may differ between a run and its resumption."""
 
@@ -80,7 +81,7 @@ class RunFolder:
 
     Raises:
         InputError: If the folder has a run and neither flag is given, has files of something
-            else, has nothing to resume, or has a run of another configuration.
+            else, cannot be made, has nothing to resume, or has a run of another configuration.
     """
 
     def __init__(
@@ -96,7 +97,12 @@ class RunFolder:
         self._check(settings, resume=resume, overwrite=overwrite)
         if overwrite and path.exists():
             shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise InputError(
+                f"{path} cannot be made ({error.strerror}); give another --run-dir."
+            ) from error
         if not resume:
             write_json(path / CONFIG, settings)
         self._events: SummaryWriter | None = None
@@ -126,12 +132,12 @@ class RunFolder:
     @property
     def last_checkpoint(self) -> Path:
         """The newest checkpoint, from which a run resumes."""
-        return self.path / "checkpoint" / "last.pt"
+        return self.path / LAST
 
     @property
     def best_checkpoint(self) -> Path:
         """The checkpoint with the best evaluation so far."""
-        return self.path / "checkpoint" / "best.pt"
+        return self.path / BEST
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of later steps, before a run goes on from `step`."""

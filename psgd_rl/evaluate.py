@@ -1,0 +1,111 @@
+"""Deterministic evaluation: mean actions, frozen statistics, fixed seeds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from psgd_optim.tools.checkpoint import read_checkpoint
+from psgd_optim.tools.run_folder import BEST, LAST
+from psgd_optim.types import InputError
+from psgd_rl.agent import Agent
+from psgd_rl.envs import VectorEnv
+from psgd_rl.tasks import FloatArray, find_task
+
+KIND = "psgd_rl"
+"""The kind of this package's checkpoints."""
+FIRST_SEED = 10**9
+"""Evaluation episode `i` has the seed `FIRST_SEED + i`, far from those of training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What the episodes of one evaluation gave.
+
+    Args:
+        returns: (episodes,), sum of the rewards, as the environment gave them.
+        lengths: (episodes,), steps.
+    """
+
+    returns: FloatArray
+    lengths: NDArray[np.int64]
+
+    @property
+    def return_mean(self) -> float:
+        """Mean over the episodes."""
+        return float(self.returns.mean())
+
+    @property
+    def return_std(self) -> float:
+        """Standard deviation over the episodes."""
+        return float(self.returns.std())
+
+
+def evaluate(agent: Agent, episodes: int, *, threads: int = 1) -> Evaluation:
+    """Run one episode from each of the fixed seeds.
+
+    Args:
+        agent: Acts with its mean action.
+        episodes: How many.
+        threads: Threads that step the environments; the result does not depend on it.
+
+    Returns:
+        The returns and lengths.
+
+    Raises:
+        InputError: If there are no episodes or threads, or the agent does not fit its environment.
+    """
+    if episodes < 1:
+        raise InputError(f"Got {episodes} evaluation episodes; give 1 or more.")
+    seeds = [FIRST_SEED + i for i in range(episodes)]
+    env = VectorEnv(find_task(agent.env_id), seeds, threads=threads)
+    agent.check_spaces(env)
+    policy = agent.acting_policy()
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
+    running = np.ones(episodes, dtype=bool)
+    # All step until the longest episode ends; what follows the first end of each is not counted.
+    while running.any():
+        action = agent.best_action(policy, env.observation)
+        step = env.step(np.clip(action, env.action_low, env.action_high))
+        returns += np.where(running, step.reward, 0.0)
+        lengths += running
+        running &= ~(step.terminated | step.truncated)
+    return Evaluation(returns=returns, lengths=lengths)
+
+
+def evaluate_checkpoint(path: Path, episodes: int | None = None) -> Evaluation:
+    """Evaluate the agent of a checkpoint file, which is all that is needed.
+
+    Args:
+        path: The file.
+        episodes: How many; `None` for as many as the run that wrote it took.
+
+    Returns:
+        The returns and lengths; with `episodes=None`, of the final checkpoint, exactly those that
+        the run reported.
+
+    Raises:
+        InputError: If the file is missing, damaged, of another kind, or does not fit.
+    """
+    content = read_checkpoint(path, KIND)
+    agent = Agent.restore(content["agent"])
+    return evaluate(agent, content["eval_episodes"] if episodes is None else episodes)
+
+
+def evaluate_run(run: Path, episodes: int | None = None, *, best: bool = False) -> Evaluation:
+    """Evaluate a checkpoint of a run.
+
+    Args:
+        run: A run's folder, or a checkpoint file.
+        episodes: How many; `None` for as many as the run took.
+        best: Take the folder's checkpoint with the best evaluation instead of the last one.
+
+    Returns:
+        The returns and lengths.
+
+    Raises:
+        InputError: If there is no checkpoint that can be used.
+    """
+    path = run if run.is_file() else run / (BEST if best else LAST)
+    return evaluate_checkpoint(path, episodes)

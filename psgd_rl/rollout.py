@@ -1,0 +1,157 @@
+"""Collecting experience: a fixed number of steps of every environment under one policy.
+
+Shape legend: `T` steps, `n` environments, `o` observations, `a` actions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from psgd_rl.actor_critic import ActingPolicy, Float32Array
+from psgd_rl.envs import VectorEnv
+from psgd_rl.normalize import RunningMoments
+from psgd_rl.tasks import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """An episode that ended.
+
+    Args:
+        total: Sum of its rewards, as the environment gave them.
+        length: Steps.
+    """
+
+    total: float
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """What one collection gives; the arrays are overwritten by the next one.
+
+    Args:
+        observations: (T, n, o), normalised with the statistics from before the collection.
+        next_observations: (T, n, o), what each action led to, before any reset; normalised too.
+        actions: (T, n, a), as drawn, before clipping to the environment's bounds.
+        rewards: (T, n), as the environment gave them.
+        terminated: (T, n), whether an episode failed.
+        truncated: (T, n), whether an episode ran out of time.
+        episodes: Those that ended.
+    """
+
+    observations: Float32Array
+    next_observations: Float32Array
+    actions: Float32Array
+    rewards: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    episodes: list[Episode]
+
+
+class Collector:
+    """Steps the environments and remembers where they are.
+
+    Args:
+        env: The environments.
+        moments: Normalises the observations; updated once per collection, at its end.
+        steps: `T`.
+        seed: Of the action noise.
+    """
+
+    def __init__(self, env: VectorEnv, moments: RunningMoments, steps: int, seed: int) -> None:
+        self._env = env
+        self._moments = moments
+        self._generator = np.random.default_rng(seed)
+        self._totals = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        shape = (steps, env.num_envs)
+        self._raw = np.zeros((*shape, env.observation_size))
+        self._observations = np.zeros(self._raw.shape, dtype=np.float32)
+        self._next_observations = np.zeros_like(self._observations)
+        self._actions = np.zeros((*shape, env.action_size), dtype=np.float32)
+        self._rewards = np.zeros(shape)
+        self._terminated = np.zeros(shape, dtype=bool)
+        self._truncated = np.zeros(shape, dtype=bool)
+
+    def collect(self, policy: ActingPolicy) -> Rollout:
+        """Collect `T` steps of every environment.
+
+        Args:
+            policy: Chooses the actions.
+
+        Returns:
+            The experience, in this object's buffers.
+
+        Raises:
+            InputError: If the environment gives a value that is not finite.
+        """
+        # All noise at once: one call instead of T, and the same stream.
+        self._generator.standard_normal(dtype=np.float32, out=self._actions)
+        self._actions *= policy.std
+        episodes: list[Episode] = []
+        observation = self._moments.normalize(self._env.observation)
+        for t in range(len(self._raw)):
+            self._raw[t] = self._env.observation
+            self._observations[t] = observation
+            action = self._actions[t]
+            action += policy.mean(observation)
+            step = self._env.step(np.clip(action, self._env.action_low, self._env.action_high))
+            self._rewards[t], self._terminated[t] = step.reward, step.terminated
+            self._truncated[t] = step.truncated
+            done = step.terminated | step.truncated
+            # Normalised once, for the step that it ends and for the one that it begins.
+            observation = self._moments.normalize(step.observation)
+            self._next_observations[t] = observation
+            episodes += self._count(step.reward, done)
+            if done.any():
+                self._next_observations[t] = self._moments.normalize(step.final_observation)
+        # Only now: during the collection and its update all normalisation is alike.
+        self._moments.update(self._raw.reshape(-1, self._raw.shape[-1]))
+        return Rollout(
+            observations=self._observations,
+            next_observations=self._next_observations,
+            actions=self._actions,
+            rewards=self._rewards,
+            terminated=self._terminated,
+            truncated=self._truncated,
+            episodes=episodes,
+        )
+
+    def _count(self, reward: FloatArray, done: BoolArray) -> list[Episode]:
+        """Add a step to the running episodes and return those that it ended."""
+        self._totals += reward
+        self._lengths += 1
+        ended = [
+            Episode(total=float(self._totals[i]), length=int(self._lengths[i]))
+            for i in np.flatnonzero(done)
+        ]
+        self._totals[done] = 0.0
+        self._lengths[done] = 0
+        return ended
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next collection depends on but the policy and the moments."""
+        return {
+            "env": self._env.state_dict(),
+            "generator": self._generator.bit_generator.state,
+            "totals": torch.from_numpy(self._totals.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state: Of a collector with the same environment and number of simulations.
+
+        Raises:
+            InputError: If it has another number of simulations.
+        """
+        self._env.load_state_dict(state["env"])
+        self._generator.bit_generator.state = state["generator"]
+        self._totals[...] = state["totals"].numpy()
+        self._lengths[...] = state["lengths"].numpy()

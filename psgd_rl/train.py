@@ -1,0 +1,237 @@
+"""Training: collect a rollout, update, log, save; interruptible and resumable to the bit."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from psgd_optim.config import build
+from psgd_optim.tools.checkpoint import read_checkpoint, write_checkpoint
+from psgd_optim.tools.run_folder import RunFolder
+from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device
+from psgd_optim.types import InputError
+from psgd_rl.actor_critic import Critic
+from psgd_rl.agent import Agent
+from psgd_rl.config import TrainConfig
+from psgd_rl.envs import VectorEnv
+from psgd_rl.evaluate import KIND, Evaluation, evaluate
+from psgd_rl.normalize import RewardScaler
+from psgd_rl.rollout import Collector, Episode
+from psgd_rl.tasks import find_task
+from psgd_rl.update import Updater
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended.
+
+    Args:
+        status: `"done"`, or `"interrupted"` when a signal ended it early.
+        run_dir: Its folder.
+        steps: Environment steps done.
+        seconds: Time taken, over all parts of the run.
+        evaluation: The final evaluation; `None` when interrupted.
+    """
+
+    status: str
+    run_dir: Path
+    steps: int
+    seconds: float
+    evaluation: Evaluation | None
+
+
+def train(config: TrainConfig) -> Result:
+    """Train an agent, or continue to train it.
+
+    The first SIGINT or SIGTERM ends the run after the current rollout, with a checkpoint from
+    which `resume` continues to the same bits as an uninterrupted run.
+
+    Args:
+        config: The run.
+
+    Returns:
+        How it ended; the same figures are in the folder's `summary.json`.
+
+    Raises:
+        InputError: If the folder cannot be used, or a loss, an observation or a reward is not
+            finite; the last checkpoint stays.
+    """
+    device = resolve_device(config.device)
+    with (
+        Interrupt() as interrupt,
+        _torch_threads(config.threads),
+        RunFolder(
+            config.run_dir, config, resume=config.resume, overwrite=config.overwrite
+        ) as folder,
+    ):
+        run = _Run(config, device, folder)
+        if config.resume:
+            run.load()
+        else:
+            run.save()  # so that there is something to resume from at any moment
+        total = config.iterations * config.rollout_size
+        with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
+            while run.steps < total and not interrupt.requested:
+                run.iterate()
+                bar.update(config.rollout_size)
+        return run.finish()
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Give torch's operations a number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Run:
+    """A run between two rollouts: everything that the next one depends on."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, folder: RunFolder) -> None:
+        self._config = config
+        self._folder = folder
+        generator = torch.Generator().manual_seed(config.seed)
+        # Seeds s and s + 1 share no environment's seed.
+        seeds = [config.seed * config.num_envs + i for i in range(config.num_envs)]
+        env = VectorEnv(find_task(config.env_id), seeds, threads=config.env_threads)
+        # One generator for both networks, actor first: the order is part of what a seed means.
+        hidden = config.network.hidden
+        sizes = (env.observation_size, *hidden, env.action_size)
+        self._agent = Agent.build(config.env_id, sizes, config.network, generator)
+        critic = Critic((env.observation_size, *hidden, 1), generator=generator).to(device)
+        actor = self._agent.actor.to(device)
+        self._collector = Collector(env, self._agent.moments, config.rollout_steps, config.seed)
+        self._updater = Updater(
+            actor,
+            critic,
+            (
+                build(actor.named_parameters(), config.actor),
+                build(critic.named_parameters(), config.critic),
+            ),
+            RewardScaler(config.num_envs, config.ppo.gamma),
+            config.ppo,
+            config.seed,
+        )
+        self.iteration = 0
+        self._best = -math.inf
+        self._watch = Stopwatch()
+
+    @property
+    def steps(self) -> int:
+        """Environment steps done."""
+        return self.iteration * self._config.rollout_size
+
+    def iterate(self) -> None:
+        """Collect one rollout, learn from it, and log, evaluate and save when due."""
+        config = self._config
+        lr = self._updater.set_progress(self.iteration / config.iterations)
+        rollout = self._collector.collect(self._agent.acting_policy())
+        figures = self._updater.update(rollout)
+        bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        # Before the figures are logged or saved: the folder keeps the last good state.
+        if bad:
+            raise InputError(
+                f"Iteration {self.iteration + 1} gave {bad[0]} = {figures[bad[0]]}; lower the "
+                "learning rates. The last checkpoint is from before it."
+            )
+        self.iteration += 1
+        figures["charts/learning_rate"] = lr
+        figures["charts/SPS"] = self.steps / self._watch.seconds
+        self._folder.log(self.steps, {**figures, **_episode_figures(rollout.episodes)})
+        is_last = self.iteration == config.iterations  # `finish` evaluates then
+        if config.eval_every and self.iteration % config.eval_every == 0 and not is_last:
+            self._evaluate()
+        if self.iteration % config.save_every == 0:
+            self.save()
+
+    def finish(self) -> Result:
+        """Evaluate if the run is complete, save, and write the summary."""
+        done = self.iteration >= self._config.iterations
+        evaluation = self._evaluate() if done else None
+        self.save()
+        result = Result(
+            status="done" if done else "interrupted",
+            run_dir=self._folder.path,
+            steps=self.steps,
+            seconds=self._watch.seconds,
+            evaluation=evaluation,
+        )
+        self._folder.write_summary(self._summary(result))
+        return result
+
+    def _summary(self, result: Result) -> dict[str, Any]:
+        evaluation = result.evaluation
+        return {
+            "status": result.status,
+            "seed": self._config.seed,
+            "steps": result.steps,
+            "total_steps": self._config.total_steps,
+            "seconds": result.seconds,
+            "ms_per_step": 1000 * result.seconds / max(result.steps, 1),
+            "steps_per_second": result.steps / result.seconds,
+            "optimizer": self._config.actor.name,
+            "critic_optimizer": self._config.critic.name,
+            "return_mean": evaluation.return_mean if evaluation else None,
+            "return_std": evaluation.return_std if evaluation else None,
+            "episodes": self._config.eval_episodes if evaluation else 0,
+        }
+
+    def _evaluate(self) -> Evaluation:
+        """Evaluate, log, and keep the agent if it is the best so far."""
+        config = self._config
+        evaluation = evaluate(self._agent, config.eval_episodes, threads=config.env_threads)
+        figures = {
+            "eval/return_mean": evaluation.return_mean,
+            "eval/return_std": evaluation.return_std,
+        }
+        self._folder.log(self.steps, figures)
+        if evaluation.return_mean > self._best:
+            self._best = evaluation.return_mean
+            write_checkpoint(self._folder.best_checkpoint, KIND, self._content())
+        return evaluation
+
+    def save(self) -> None:
+        """Write the checkpoint that a resumption starts from."""
+        write_checkpoint(self._folder.last_checkpoint, KIND, self._content())
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "agent": self._agent.state_dict(),
+            "collector": self._collector.state_dict(),
+            "updater": self._updater.state_dict(),
+            "iteration": self.iteration,
+            "best": self._best,
+            "seconds": self._watch.seconds,
+            "eval_episodes": self._config.eval_episodes,
+        }
+
+    def load(self) -> None:
+        """Continue from the folder's last checkpoint."""
+        content = read_checkpoint(self._folder.last_checkpoint, KIND)
+        self._agent.load_state_dict(content["agent"])
+        self._collector.load_state_dict(content["collector"])
+        self._updater.load_state_dict(content["updater"])
+        self.iteration = content["iteration"]
+        self._best = content["best"]
+        self._watch = Stopwatch(content["seconds"])
+        self._folder.rewind(self.steps)
+
+
+def _episode_figures(episodes: list[Episode]) -> dict[str, float]:
+    """Return the means over the episodes that ended; nothing when none did."""
+    if not episodes:
+        return {}
+    return {
+        "charts/episodic_return": float(np.mean([episode.total for episode in episodes])),
+        "charts/episodic_length": float(np.mean([episode.length for episode in episodes])),
+    }

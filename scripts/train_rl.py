@@ -1,0 +1,29 @@
+"""Train a PPO agent: train_rl.py PRESET [--flag value ...]."""
+
+import shlex
+from collections.abc import Sequence
+
+from _cli import parse, run
+
+from psgd_rl import PRESETS, TUNED, train
+
+
+def main(args: Sequence[str]) -> None:
+    """Train, and print where the run stands."""
+    config = parse(PRESETS, args, prog="train_rl.py", tuned=TUNED)
+    result = train(config)
+    print(
+        f"{result.status}: {result.steps} steps of {config.actor.name} in {result.seconds:.1f} s "
+        f"({result.steps / result.seconds:.0f} steps/s)"
+    )
+    if result.evaluation is not None:
+        evaluation = result.evaluation
+        print(f"return {evaluation.return_mean} +- {evaluation.return_std}")
+    print(f"run folder: {result.run_dir}")
+    if result.status == "interrupted":
+        again = [arg for arg in args if arg not in ("--resume", "--overwrite")]
+        print(f"resume with: python scripts/train_rl.py {shlex.join(again)} --resume")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

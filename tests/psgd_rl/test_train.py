@@ -1,0 +1,247 @@
+"""Whole runs: what they write, how they end, and that resuming changes no bit."""
+
+import json
+import os
+import random
+import signal
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from psgd_optim.config import AdamWConfig
+from psgd_optim.tools.checkpoint import read_checkpoint
+from psgd_optim.types import InputError
+from psgd_rl import PRESETS, evaluate_run, train
+from psgd_rl.evaluate import KIND
+from psgd_rl.update import Updater
+
+
+@pytest.fixture
+def config(tmp_path):
+    return replace(PRESETS["smoke"], run_dir=tmp_path / "run", total_steps=512, eval_episodes=1)
+
+
+@pytest.fixture
+def stray_signals_are_ignored():
+    """A timer may fire just before `train` listens, or just after it stopped."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+def lines(config):
+    text = (config.run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def last(config):
+    return read_checkpoint(config.run_dir / "checkpoint" / "last.pt", KIND)
+
+
+def assert_equal(one, two, path=""):
+    """Compare nested values bit for bit, but for the time taken."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), path
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys(), path
+        for key in one.keys() - {"seconds"}:
+            assert_equal(one[key], two[key], f"{path}/{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(two), path
+        for i, (x, y) in enumerate(zip(one, two, strict=True)):
+            assert_equal(x, y, f"{path}/{i}")
+    else:
+        assert one == two, path
+
+
+def test_run_writes_figures_checkpoints_and_summary(config):
+    result = train(config)
+    assert result.status == "done"
+    summary = json.loads((config.run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert summary["return_mean"] == result.evaluation.return_mean
+    assert summary["return_std"] == result.evaluation.return_std
+    expected = {
+        "status": "done",
+        "steps": 512,
+        "total_steps": 512,
+        "seed": 0,
+        "episodes": 1,
+        "optimizer": "psgd",
+    }
+    assert expected.items() <= summary.items()
+    assert summary["ms_per_step"] == pytest.approx(1000 / summary["steps_per_second"])
+    assert summary["seconds"] == result.seconds
+    names = set().union(*lines(config))
+    losses = ("value_loss", "policy_loss", "entropy", "approx_kl", "clipfrac", "explained_variance")
+    assert {f"losses/{name}" for name in losses} <= names
+    assert {"charts/SPS", "charts/learning_rate", "eval/return_mean"} <= names
+    assert [line["step"] for line in lines(config)] == [128, 256, 384, 512, 512]
+    assert (config.run_dir / "checkpoint" / "best.pt").is_file()
+    assert list(config.run_dir.glob("events.out.tfevents.*"))
+
+
+def test_finished_episodes_are_logged(config):
+    config = replace(config, total_steps=4 * 1024, rollout_steps=512, eval_every=0)
+    train(config)
+    with_episodes = [line for line in lines(config) if "charts/episodic_return" in line]
+    assert [line["charts/episodic_length"] for line in with_episodes] == [1000.0]
+
+
+def test_evaluating_the_run_gives_its_number_again(config):
+    result = train(config)
+    assert evaluate_run(config.run_dir).return_mean == result.evaluation.return_mean
+
+
+def test_best_checkpoint_is_that_of_the_best_evaluation(config):
+    config = replace(config, total_steps=1024, eval_every=2)
+    train(config)
+    returns = [line["eval/return_mean"] for line in lines(config) if "eval/return_mean" in line]
+    assert len(set(returns)) == len(returns) == 4
+    assert evaluate_run(config.run_dir, best=True).return_mean == max(returns)
+    assert evaluate_run(config.run_dir).return_mean == returns[-1]
+
+
+def test_seed_decides_everything(config):
+    runs = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        run = replace(
+            config, run_dir=config.run_dir / name, seed=seed, env_threads=1 + (name == "b")
+        )
+        train(run)
+        runs.append(last(run))
+    assert_equal(runs[0], runs[1])
+    key = "layers.0.weight"
+    assert not torch.equal(runs[0]["agent"]["actor"][key], runs[2]["agent"]["actor"][key])
+
+
+@pytest.mark.parametrize("kind", ["psgd", "adamw"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("stray_signals_are_ignored")
+def test_signal_at_any_moment_then_resume_changes_no_bit(config, kind, number):
+    config = replace(config, total_steps=2048, rollout_steps=64, save_every=3)
+    if kind == "adamw":
+        config = replace(config, actor=AdamWConfig(), critic=AdamWConfig())
+    whole = replace(config, run_dir=config.run_dir / "whole")
+    parts = replace(config, run_dir=config.run_dir / "parts")
+    seconds = train(whole).seconds
+    statuses = []
+    while "done" not in statuses:
+        delay = random.uniform(0.05, 0.6) * seconds / 2
+        timer = threading.Timer(delay, os.kill, (os.getpid(), number))
+        if len(statuses) < 2:
+            timer.start()
+        statuses.append(train(replace(parts, resume=bool(statuses))).status)
+        timer.cancel()
+    assert "interrupted" in statuses
+    assert_equal(last(whole), last(parts))
+    one, two = lines(whole), lines(parts)
+    for line in one + two:
+        line.pop("charts/SPS", None)
+    assert one == two
+
+
+def test_interrupted_run_says_so(config, monkeypatch):
+    update = Updater.update
+
+    def interrupted(self, rollout):
+        os.kill(os.getpid(), signal.SIGINT)
+        return update(self, rollout)
+
+    monkeypatch.setattr(Updater, "update", interrupted)
+    result = train(config)
+    assert result.status == "interrupted"
+    assert result.evaluation is None
+    summary = json.loads((config.run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert summary["status"] == "interrupted"
+    assert summary["return_mean"] is None
+    assert summary["steps"] == result.steps == 128
+    assert last(config)["iteration"] == 1
+
+
+def test_resuming_a_finished_run_reports_it_again(config):
+    first, second = train(config), train(replace(config, resume=True))
+    assert second.evaluation.return_mean == first.evaluation.return_mean
+    assert second.steps == first.steps
+
+
+def test_loss_that_is_not_finite_names_the_iteration_and_keeps_the_checkpoint(config, monkeypatch):
+    update, calls = Updater.update, []
+
+    def spoilt(self, rollout):
+        calls.append(1)
+        if len(calls) == 4:
+            rollout.rewards[3, 1] = float("nan")
+        return update(self, rollout)
+
+    monkeypatch.setattr(Updater, "update", spoilt)
+    with pytest.raises(InputError, match=r"Iteration 4 gave losses/.* = nan"):
+        train(config)
+    content = last(config)
+    assert content["iteration"] == 2
+    assert all(p.isfinite().all() for p in content["agent"]["actor"].values())
+
+
+def test_crash_loses_only_the_rollouts_since_the_checkpoint(config, monkeypatch):
+    whole = replace(config, run_dir=config.run_dir / "whole")
+    train(whole)
+    parts = replace(config, run_dir=config.run_dir / "parts")
+    update, calls = Updater.update, []
+
+    def crashes_once(self, rollout):
+        calls.append(1)
+        if len(calls) == 4:
+            raise OSError("pulled the plug")
+        return update(self, rollout)
+
+    monkeypatch.setattr(Updater, "update", crashes_once)
+    with pytest.raises(OSError, match="plug"):
+        train(parts)
+    assert [line["step"] for line in lines(parts)] == [128, 256, 384]
+    train(replace(parts, resume=True))
+    assert_equal(last(whole), last(parts))
+    steps = [[line["step"] for line in lines(run)] for run in (whole, parts)]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torchs_threads_are_restored(config, fails, monkeypatch):
+    config = replace(config, total_steps=128, eval_every=0)
+    seen = []
+    update = Updater.update
+
+    def look(self, rollout):
+        seen.append(torch.get_num_threads())
+        if fails:
+            raise InputError("no")
+        return update(self, rollout)
+
+    monkeypatch.setattr(Updater, "update", look)
+    before = torch.get_num_threads()
+    wanted = 2 if before == 1 else 1
+    if fails:
+        with pytest.raises(InputError, match="no"):
+            train(replace(config, threads=wanted))
+    else:
+        train(replace(config, threads=wanted))
+    assert set(seen) == {wanted}
+    assert torch.get_num_threads() == before
+
+
+def test_folder_with_a_run_is_refused_unless_told(config):
+    train(config)
+    with pytest.raises(InputError, match="--resume, --overwrite"):
+        train(config)
+    with pytest.raises(InputError, match="started with seed = 0, got 1"):
+        train(replace(config, resume=True, seed=1))
+    assert train(replace(config, overwrite=True)).status == "done"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_trains_on_a_gpu(config):
+    result = train(replace(config, device="cuda"))
+    assert evaluate_run(config.run_dir).return_mean == result.evaluation.return_mean
