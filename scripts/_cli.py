@@ -18,6 +18,14 @@ from psgd_optim.types import InputError
 
 Config = TypeVar("Config")
 OK, FAILED, BAD_INPUT, STORAGE = 0, 1, 2, 3
+STORAGE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
 SETTINGS = (tyro.conf.AvoidSubcommands,)
 
 
@@ -91,14 +99,22 @@ def _optimizer_fields(presets: Mapping[str, Config]) -> list[str]:
     return [name for name, value in vars(first).items() if isinstance(value, kinds)]
 
 
+def _split(arg: str, flag: str) -> list[str]:
+    """Take `FLAG=VALUE` apart; leave anything else as it is."""
+    return arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg]
+
+
 def _choose_optimizers(
     config: Config, args: list[str], optimizers: Mapping[str, OptimizerConfig]
 ) -> tuple[Config, list[str]]:
-    """Apply every `--FIELD NAME` whose field holds an optimizer's settings."""
+    """Apply every `--FIELD NAME` or `--FIELD=NAME` whose field holds an optimizer's settings."""
     kinds = tuple(type(value) for value in optimizers.values())
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         flag = f"--{field.name.replace('_', '-')}"
-        if isinstance(getattr(config, field.name), kinds) and flag in args[:-1]:
+        if not isinstance(getattr(config, field.name), kinds):
+            continue
+        args = [part for arg in args for part in _split(arg, flag)]
+        if flag in args[:-1]:
             at = args.index(flag)
             name = args[at + 1]
             if name not in optimizers:
@@ -195,7 +211,7 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+        if error.errno not in STORAGE_ERRORS:
             raise
         print(
             f"error: cannot write {error.filename}: {error.strerror}; free space or give another "

@@ -4,10 +4,12 @@ import random
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from psgd_optim.types import InputError
 
@@ -40,6 +42,26 @@ def seed_everything(seed: int) -> None:
     """Seed Python's and torch's global generators (all devices)."""
     random.seed(seed)
     torch.manual_seed(seed)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of the global generators that dropout draws from, (n,) uint8 each."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
+    """Set the global generators.
+
+    Args:
+        device: The run's device.
+        state: What `random_state` returned; one of another kind of device sets the CPU's only.
+    """
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 class Interrupt:

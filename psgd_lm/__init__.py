@@ -1,0 +1,1 @@
+"""Language models trained with any optimizer of the toolkit: text in, measured model out."""

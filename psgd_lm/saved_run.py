@@ -1,0 +1,116 @@
+"""A trained run read back from its folder, for evaluation and sampling."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from psgd_lm.data import DataConfig, TextData, load_data
+from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.tokenizer import Tokenizer, tokenizer_from_dict, tokenizer_sha256
+from psgd_optim.tools.checkpoint import read_checkpoint
+from psgd_optim.tools.run_folder import CONFIG, read_json
+from psgd_optim.tools.runtime import resolve_device
+from psgd_optim.types import InputError
+
+KIND = "psgd_lm"
+"""The kind of this application's checkpoints."""
+
+
+def text_identity(data: TextData) -> dict[str, str]:
+    """Return what a checkpoint stores to recognise its text and tokenizer by."""
+    return {"text": data.corpus.sha256, "tokenizer": tokenizer_sha256(data.tokenizer)}
+
+
+def check_text(saved: dict[str, str], data: TextData, where: Path) -> None:
+    """Refuse a text or tokenizer other than the one a checkpoint was trained with.
+
+    Args:
+        saved: `text_identity` of the training run.
+        data: What was read now.
+        where: The run's folder, for the message.
+
+    Raises:
+        InputError: If one of the two differs.
+    """
+    for name, found in text_identity(data).items():
+        if saved[name] != found:
+            raise InputError(
+                f"{where} was trained with the {name} of SHA-256 {saved[name][:12]}, "
+                f"{data.corpus.source} now gives {found[:12]}; restore the text (the embedded "
+                "corpus changes with the Python version) or train again."
+            )
+
+
+def read_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint that was written under a configuration.
+
+    Args:
+        path: The checkpoint.
+        config: The configuration of the run that it has to be of, as JSON values.
+
+    Returns:
+        What the run saved.
+
+    Raises:
+        InputError: If the checkpoint is of a run with another model, text, optimizer or seed.
+    """
+    content = read_checkpoint(path, KIND)
+    for part in ("model", "data", "optim", "seed"):
+        if content["config"][part] != config.get(part):
+            raise InputError(
+                f"{path} is a checkpoint of another run: its {part} is {content['config'][part]}, "
+                f"{CONFIG} says {config.get(part)}; restore the run's own checkpoint."
+            )
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedRun:
+    """A run's model and what it was trained with."""
+
+    path: Path
+    model: GPT
+    tokenizer: Tokenizer
+    device: torch.device
+    step: int
+    identity: dict[str, str]
+    data_config: DataConfig
+
+    def load_data(self) -> TextData:
+        """Read the run's text again and check that it is the same."""
+        data = load_data(self.data_config, self.model.config.context)
+        check_text(self.identity, data, self.path)
+        return data
+
+
+def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> SavedRun:
+    """Read a run's model back, ready to evaluate, and take over its number of CPU threads.
+
+    Args:
+        run_dir: The run's folder.
+        best: Take the checkpoint with the lowest evaluation instead of the last one.
+        device: As in the training configuration.
+
+    Returns:
+        The run.
+
+    """
+    config: dict[str, Any] = read_json(run_dir / CONFIG)
+    content = read_run(run_dir / "checkpoint" / ("best.pt" if best else "last.pt"), config)
+    torch.set_num_threads(config["threads"])
+    tokenizer = tokenizer_from_dict(content["tokenizer"])
+    model = GPT(GPTConfig(**config["model"]), tokenizer.vocab_size)
+    model.load_state_dict(content["model"])
+    target = resolve_device(device)
+    return SavedRun(
+        path=run_dir,
+        model=model.to(target).eval(),
+        tokenizer=tokenizer,
+        device=target,
+        step=content["progress"]["step"],
+        identity=content["identity"],
+        data_config=DataConfig(**config["data"]),
+    )

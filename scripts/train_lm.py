@@ -1,0 +1,33 @@
+"""Train a language model: train_lm.py PRESET [--flag value ...]."""
+
+import shlex
+from collections.abc import Sequence
+
+from _cli import parse, run
+
+from psgd_lm.config import PRESETS, TUNED
+from psgd_lm.train import train
+
+
+def main(args: Sequence[str]) -> None:
+    """Train, and print where the run stands."""
+    result = train(parse(PRESETS, args, prog="train_lm.py", tuned=TUNED))
+    summary = result.summary
+    print(
+        f"{result.status}: {summary['steps']} steps of {summary['optimizer']} in "
+        f"{summary['seconds']:.1f} s ({summary['ms_per_step']:.1f} ms/step), "
+        f"{summary['parameters']:,} parameters"
+    )
+    print(
+        f"validation loss {summary['val_loss']:.4f} nats/token (step {summary['val_step']}), "
+        f"perplexity {summary['perplexity']:.3f}, {summary['bits_per_byte']:.4f} bits/byte; "
+        f"zlib -9: {summary['zlib_bits_per_byte']:.4f} bits/byte"
+    )
+    print(f"run folder: {result.run_dir}")
+    if result.status == "interrupted":
+        again = [arg for arg in args if arg not in ("--resume", "--overwrite")]
+        print(f"resume with: python scripts/train_lm.py {shlex.join(again)} --resume")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))
