@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from _cli import BAD_INPUT, OK, closest, parse, parse_known, run
+from _cli import BAD_INPUT, OK, parse, parse_known, run
 
 from psgd_lm import compare as lm
 from psgd_lm.config import PRESETS
