@@ -169,11 +169,11 @@ def test_full_disk_is_exit_code_3(call, monkeypatch):
     assert err.startswith("error: cannot write runs/smoke/checkpoint/last.pt: No space left")
 
 
-def test_run_folder_below_a_file_is_refused(call, tmp_path):
+def test_run_folder_below_a_file_is_bad_input(call, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = call(train_lm, "smoke --run-dir file/run")
     assert code == BAD_INPUT
-    assert "file/run cannot be made (Not a directory); give another --run-dir" in err
+    assert "file/run cannot be made (Not a directory); give another --run-dir." in err
 
 
 @pytest.mark.parametrize(
