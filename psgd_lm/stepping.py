@@ -1,13 +1,13 @@
-"""One optimizer step: its learning rate, its gradient, and whether it went well."""
+"""Around one optimizer step: its learning rate, its attention kernel, whether it went well."""
 
 import math
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from psgd_optim.types import InputError
+from psgd_optim.tools.stepping import needs_closure
 
 
 def lr_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
@@ -28,64 +28,16 @@ def lr_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer differentiates the loss itself, from a closure that returns it."""
-    return bool(getattr(optimizer, "needs_closure", False))
-
-
-def check_clipping(optimizer: torch.optim.Optimizer, grad_clip: float) -> None:
-    """Refuse to clip a gradient that only the optimizer sees.
+def second_derivatives(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Return the context of a step: the one attention kernel that an optimizer can twice derive.
 
     Args:
-        optimizer: Any.
-        grad_clip: Largest norm; 0 for no clipping.
-
-    Raises:
-        InputError: If the optimizer needs a closure and clipping is on.
-    """
-    if grad_clip and needs_closure(optimizer):
-        raise InputError(
-            f"Got grad_clip {grad_clip} with an optimizer that differentiates the loss itself; "
-            "give --grad-clip 0 and set the optimizer's own clipping."
-        )
-
-
-def take_step(
-    optimizer: torch.optim.Optimizer,
-    model: nn.Module,
-    loss_of: Callable[[], Tensor],
-    grad_clip: float,
-) -> Tensor:
-    """Take one step with an optimizer of either kind.
-
-    Args:
-        optimizer: Steps from gradients, or from a closure if `needs_closure`.
-        model: Holds the parameters.
-        loss_of: Returns the loss of this step's batch, always the same batch.
-        grad_clip: Largest norm of the gradient; 0 for no clipping.
+        optimizer: Any; one that steps from gradients leaves the choice of the kernel to torch.
 
     Returns:
-        0-D, the loss before the step, without its graph.
+        A context manager.
     """
-    if needs_closure(optimizer):
-        seen: list[Tensor] = []
-
-        def closure() -> Tensor:
-            loss = loss_of()
-            seen.append(loss.detach())
-            return loss
-
-        # No other attention kernel has second derivatives.
-        with sdpa_kernel(SDPBackend.MATH):
-            optimizer.step(closure)  # type: ignore[arg-type]  # torch types it as a float
-        return seen[0]
-    loss = loss_of()
-    loss.backward()  # type: ignore[no-untyped-call]
-    if grad_clip:
-        nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
+    return sdpa_kernel(SDPBackend.MATH) if needs_closure(optimizer) else nullcontext()
 
 
 class FiniteGuard:

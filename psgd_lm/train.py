@@ -14,7 +14,7 @@ from psgd_lm.data import load_data, sample_batch
 from psgd_lm.evaluate import evaluate, zlib_bits_per_byte
 from psgd_lm.gpt import GPT, token_losses
 from psgd_lm.saved_run import KIND, check_text, read_run, text_identity
-from psgd_lm.stepping import FiniteGuard, check_clipping, is_finite, lr_factor, take_step
+from psgd_lm.stepping import FiniteGuard, is_finite, lr_factor, second_derivatives
 from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.tools.run_folder import RunFolder, config_to_dict
@@ -26,6 +26,7 @@ from psgd_optim.tools.runtime import (
     seed_everything,
     set_random_state,
 )
+from psgd_optim.tools.stepping import check_clipping, take_step
 from psgd_optim.types import InputError
 
 
@@ -96,7 +97,7 @@ class _Run:
         seed_everything(config.seed)
         self.model = GPT(config.model, self.data.tokenizer.vocab_size).to(self.device)
         self.optimizer = build(self.model.named_parameters(), config.optim)
-        check_clipping(self.optimizer, config.grad_clip)
+        check_clipping(self.optimizer, config.grad_clip, "--grad-clip")
         self.full_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.train_tokens = self.data.train.to(self.device)
         self.validation_tokens = self.data.validation.to(self.device)
@@ -159,12 +160,13 @@ class _Run:
             seed=config.seed,
             step=step,
         )
-        loss = take_step(
-            self.optimizer,
-            self.model,
-            lambda: token_losses(self.model, inputs, targets).mean(),
-            config.grad_clip,
-        )
+        with second_derivatives(self.optimizer):
+            loss = take_step(
+                self.optimizer,
+                self.model.parameters(),
+                lambda: token_losses(self.model, inputs, targets).mean(),
+                config.grad_clip,
+            )
         self.progress.step = step + 1
         self.guard.watch(loss, step + 1)
         if (step + 1) % config.log_every == 0:

@@ -3,13 +3,14 @@
 Shape legend: `T` steps, `n` environments, `S = T n` samples, `B` samples of a minibatch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from psgd_optim.tools.stepping import check_clipping, take_step
 from psgd_rl import losses
 from psgd_rl.actor_critic import Actor, Critic, Float32Array
 from psgd_rl.advantages import estimate_advantages
@@ -17,28 +18,6 @@ from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
 from psgd_rl.tasks import FloatArray
-
-
-def take_step(
-    optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor], module: nn.Module, max_norm: float
-) -> None:
-    """Take one step of any optimizer.
-
-    Args:
-        optimizer: One that needs to evaluate the loss itself has a true `needs_closure`.
-        loss: Computes the loss, without calling backward.
-        module: What the optimizer trains.
-        max_norm: Largest gradient norm; 0 leaves it unlimited.
-    """
-    if getattr(optimizer, "needs_closure", False):
-        # Newton's criterion differentiates the loss twice; the gradient is its business.
-        optimizer.step(loss)  # type: ignore[arg-type]
-        return
-    optimizer.zero_grad()
-    loss().backward()  # type: ignore[no-untyped-call]
-    if max_norm > 0:
-        nn.utils.clip_grad_norm_(module.parameters(), max_norm)
-    optimizer.step()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +54,8 @@ class Updater:
     ) -> None:
         self._actor, self._critic = actor, critic
         self._actor_optimizer, self._critic_optimizer = optimizers
+        for optimizer in optimizers:
+            check_clipping(optimizer, config.max_grad_norm, "--ppo.max-grad-norm")
         self._start = [[group["lr"] for group in each.param_groups] for each in optimizers]
         self._scaler = scaler
         self._config = config
@@ -142,9 +123,9 @@ class Updater:
             return losses.value_loss(self._critic(observation), target[part])
 
         limit = self._config.max_grad_norm
-        take_step(self._actor_optimizer, actor_loss, self._actor, limit)
+        take_step(self._actor_optimizer, self._actor.parameters(), actor_loss, limit)
         self._actor.bound_log_std_()
-        take_step(self._critic_optimizer, critic_loss, self._critic, limit)
+        take_step(self._critic_optimizer, self._critic.parameters(), critic_loss, limit)
 
     @torch.no_grad()
     def _to_device(self, rollout: Rollout) -> _Samples:

@@ -1,30 +1,11 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from psgd_lm.stepping import (
-    FiniteGuard,
-    check_clipping,
-    is_finite,
-    lr_factor,
-    needs_closure,
-    take_step,
-)
-from psgd_optim.types import InputError
-
-
-class ClosureSGD(torch.optim.SGD):
-    """Differentiates the loss itself, as a second-order optimizer does."""
-
-    needs_closure = True
-
-    def step(self, closure):
-        with torch.enable_grad():
-            loss = closure()
-        parameters = self.param_groups[0]["params"]
-        for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            parameter.data -= self.param_groups[0]["lr"] * grad
-        return loss
+from psgd_lm.stepping import FiniteGuard, is_finite, lr_factor, second_derivatives
 
 
 def factors(steps=100, warmup=10, final=0.1):
@@ -46,35 +27,17 @@ def test_lr_of_the_shortest_runs():
     assert set(factors(final=1.0)[10:]) == {1.0}
 
 
-def quadratic(optimizer_class, grad_clip=0.0):
-    model = nn.Linear(2, 1, bias=False)
-    nn.init.constant_(model.weight, 3.0)
-    optimizer = optimizer_class(model.parameters(), lr=0.1)
-    loss = take_step(optimizer, model, lambda: model.weight.square().sum(), grad_clip)
-    return loss, model
+def test_second_derivatives_are_taken_with_the_kernel_that_has_them():
+    class Newton(torch.optim.SGD):
+        needs_closure = True
 
-
-def test_both_kinds_of_optimizer_take_the_same_step():
-    plain, closure = quadratic(torch.optim.SGD), quadratic(ClosureSGD)
-    for loss, model in (plain, closure):
-        assert loss.item() == 18
-        assert not loss.requires_grad
-        torch.testing.assert_close(model.weight.detach(), torch.full((1, 2), 2.4))
-    assert needs_closure(ClosureSGD([nn.Parameter(torch.zeros(1))]))
-
-
-def test_gradient_is_clipped_and_then_cleared():
-    _, model = quadratic(torch.optim.SGD, grad_clip=1.0)
-    torch.testing.assert_close(model.weight.detach(), torch.full((1, 2), 3 - 0.1 / 2**0.5))
-    assert model.weight.grad is None
-
-
-def test_clipping_what_only_the_optimizer_sees_is_refused():
-    parameters = [nn.Parameter(torch.zeros(1))]
-    with pytest.raises(InputError, match="give --grad-clip 0"):
-        check_clipping(ClosureSGD(parameters), 1.0)
-    check_clipping(ClosureSGD(parameters), 0.0)
-    check_clipping(torch.optim.SGD(parameters), 1.0)
+    query = torch.randn(1, 1, 4, 8, requires_grad=True)
+    for kind, has_them in ((torch.optim.SGD, False), (Newton, True)):
+        with second_derivatives(kind([query])):
+            loss = F.scaled_dot_product_attention(query, query, query, is_causal=True).sum()
+        (grad,) = torch.autograd.grad(loss, query, create_graph=True)
+        with nullcontext() if has_them else pytest.raises(RuntimeError, match="not implemented"):
+            torch.autograd.grad(grad.sum(), query)
 
 
 def test_guard_remembers_the_first_bad_step():

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from psgd_optim.config import AdamWConfig, KronConfig, build
-from psgd_rl import losses
 from psgd_rl.actor_critic import Actor, Critic
 from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
-from psgd_rl.update import Updater, take_step
+from psgd_rl.update import Updater
 
 STEPS, ENVS, OBSERVED, ACTIONS = 30, 4, 3, 2
 GAMMA = 0.9
@@ -154,20 +153,6 @@ def test_networks_clip_their_gradients_separately():
         optimizer.register_step_pre_hook(record)
     parts.updater.update(make_rollout())
     assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2)
-
-
-def test_an_optimizer_that_needs_a_closure_gets_the_loss():
-    class Given(torch.optim.SGD):
-        needs_closure = True
-
-        def step(self, closure=None):
-            seen.append(closure())
-
-    seen = []
-    layer = torch.nn.Linear(1, 1)
-    take_step(Given(layer.parameters(), lr=0.1), lambda: losses.entropy(torch.zeros(2)), layer, 0)
-    assert len(seen) == 1
-    assert layer.weight.grad is None
 
 
 @pytest.mark.parametrize("kind", [AdamWConfig, KronConfig])

@@ -1,0 +1,67 @@
+"""One step with any optimizer: from gradients, or from a closure for one that needs the loss."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from psgd_optim.types import InputError
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer differentiates the loss itself, from a closure that returns it."""
+    return bool(getattr(optimizer, "needs_closure", False))
+
+
+def check_clipping(optimizer: torch.optim.Optimizer, max_norm: float, flag: str) -> None:
+    """Refuse to clip a gradient that only the optimizer sees.
+
+    Args:
+        optimizer: Any.
+        max_norm: Largest norm of the gradient; 0 for no clipping.
+        flag: The flag that sets it, for the message.
+
+    Raises:
+        InputError: If the optimizer needs a closure and clipping is on.
+    """
+    if max_norm and needs_closure(optimizer):
+        raise InputError(
+            f"Got {flag} {max_norm} with an optimizer that differentiates the loss itself; give "
+            f"{flag} 0 and set the optimizer's own clipping."
+        )
+
+
+def take_step(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[Tensor],
+    loss_of: Callable[[], Tensor],
+    max_norm: float,
+) -> Tensor:
+    """Take one step with an optimizer of either kind.
+
+    Args:
+        optimizer: Steps from gradients, or from a closure if `needs_closure`.
+        parameters: What the optimizer trains.
+        loss_of: Returns the loss of this step's batch, always the same batch.
+        max_norm: Largest norm of the gradient; 0 for no clipping.
+
+    Returns:
+        0-D, the loss before the step, without its graph.
+    """
+    if needs_closure(optimizer):
+        seen: list[Tensor] = []
+
+        def closure() -> Tensor:
+            loss = loss_of()
+            seen.append(loss.detach())
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]  # torch types it as a float
+        return seen[0]
+    loss = loss_of()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if max_norm > 0:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
