@@ -96,7 +96,7 @@ class _Run:
         self.identity = text_identity(self.data)
         seed_everything(config.seed)
         self.model = GPT(config.model, self.data.tokenizer.vocab_size).to(self.device)
-        self.optimizer = build(self.model.named_parameters(), config.optim)
+        self.optimizer = build(self.model.named_parameters(), config.optim, config.seed)
         check_clipping(self.optimizer, config.grad_clip, "--grad-clip")
         self.full_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.train_tokens = self.data.train.to(self.device)

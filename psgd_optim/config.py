@@ -47,8 +47,6 @@ class KronConfig:
     """Largest root mean square of one parameter's preconditioned gradient."""
     clip_element: float = 10.0
     """Largest modulus of an element of the preconditioned gradient."""
-    seed: int = 0
-    """Seed of the preconditioner's own random numbers."""
 
     def __post_init__(self) -> None:
         _check(self)
@@ -87,7 +85,7 @@ def _check(config: OptimizerConfig) -> None:
 
 
 def build(
-    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig
+    named_parameters: Iterable[tuple[str, Tensor]], config: OptimizerConfig, seed: int = 0
 ) -> torch.optim.Optimizer:
     """Build the optimizer that a configuration describes.
 
@@ -96,6 +94,7 @@ def build(
     Args:
         named_parameters: A module's `named_parameters()`.
         config: The optimizer's settings.
+        seed: Of the optimizer's own random numbers, if it draws any.
 
     Returns:
         The optimizer, with one or two parameter groups.
@@ -118,7 +117,7 @@ def build(
         fitting=Fitting(
             precond_lr=config.precond_lr,
             gate=Anneal(1.0, config.update_prob, flat=config.update_every_step_for),
-            seed=config.seed,
+            seed=seed,
         ),
     )
 

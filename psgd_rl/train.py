@@ -32,7 +32,7 @@ class Result:
     """How a run ended.
 
     Args:
-        status: `"done"`, or `"interrupted"` when a signal ended it early.
+        status: `"finished"`, or `"interrupted"` when a signal ended it early.
         run_dir: Its folder.
         steps: Environment steps done.
         seconds: Time taken, over all parts of the run.
@@ -115,8 +115,8 @@ class _Run:
             actor,
             critic,
             (
-                build(actor.named_parameters(), config.actor),
-                build(critic.named_parameters(), config.critic),
+                build(actor.named_parameters(), config.actor, 2 * config.seed),
+                build(critic.named_parameters(), config.critic, 2 * config.seed + 1),
             ),
             RewardScaler(config.num_envs, config.ppo.gamma),
             config.ppo,
@@ -160,7 +160,7 @@ class _Run:
         evaluation = self._evaluate() if done else None
         self.save()
         result = Result(
-            status="done" if done else "interrupted",
+            status="finished" if done else "interrupted",
             run_dir=self._folder.path,
             steps=self.steps,
             seconds=self._watch.seconds,

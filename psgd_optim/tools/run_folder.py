@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 LAST, BEST = "checkpoint/last.pt", "checkpoint/best.pt"
-RUN_CONTROL = ("run_dir", "resume", "overwrite", "device")
+RUN_CONTROL = ("run_dir", "resume", "overwrite", "device", "env_threads")
 """Configuration fields that may differ between a run and its resumption."""
 
 

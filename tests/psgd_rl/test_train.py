@@ -60,12 +60,12 @@ def assert_equal(one, two, path=""):
 
 def test_run_writes_figures_checkpoints_and_summary(config):
     result = train(config)
-    assert result.status == "done"
+    assert result.status == "finished"
     summary = json.loads((config.run_dir / "summary.json").read_text(encoding="utf-8"))
     assert summary["return_mean"] == result.evaluation.return_mean
     assert summary["return_std"] == result.evaluation.return_std
     expected = {
-        "status": "done",
+        "status": "finished",
         "steps": 512,
         "total_steps": 512,
         "seed": 0,
@@ -129,7 +129,7 @@ def test_signal_at_any_moment_then_resume_changes_no_bit(config, kind, number):
     parts = replace(config, run_dir=config.run_dir / "parts")
     seconds = train(whole).seconds
     statuses = []
-    while "done" not in statuses:
+    while "finished" not in statuses:
         delay = random.uniform(0.05, 0.6) * seconds / 2
         timer = threading.Timer(delay, os.kill, (os.getpid(), number))
         if len(statuses) < 2:
@@ -237,7 +237,7 @@ def test_folder_with_a_run_is_refused_unless_told(config):
         train(config)
     with pytest.raises(InputError, match="started with seed = 0, got 1"):
         train(replace(config, resume=True, seed=1))
-    assert train(replace(config, overwrite=True)).status == "done"
+    assert train(replace(config, overwrite=True)).status == "finished"
 
 
 @pytest.mark.gpu
