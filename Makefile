@@ -1,4 +1,4 @@
-# Two commands on a bare checkout: `make train` and `make test`.
+# Two commands on a bare checkout: `make train` and `make test`; both take ARGS="--flag ...".
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 .PHONY: train test lint clean
 
 train: $(STAMP)
-	$(BIN)/python scripts/compare.py lm --run-dir runs/first --overwrite
+	$(BIN)/python scripts/compare.py lm --run-dir runs/first --overwrite $(ARGS)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

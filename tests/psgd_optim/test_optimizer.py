@@ -409,6 +409,25 @@ def test_complex_parameters_are_stepped() -> None:
     assert float(x.detach().abs().square().sum()) < 0.3 * before
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", FORMS)
+def test_steps_on_a_gpu_follow_those_on_the_cpu(form: str) -> None:
+    results = []
+    for device in ("cpu", "cuda"):
+        params = [p.detach().to(device).requires_grad_() for p in parameters()]
+        criterion = MomentumWhitening(damping=0.0)
+        optimizer = PSGD(params, 1e-2, form=FORMS[form], criterion=criterion)
+        for step in range(5):
+            rng = torch.Generator().manual_seed(1000 + step)
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=rng).to(device)
+            optimizer.step()
+        results.append([p.detach().cpu() for p in params])
+    for x, y, start in zip(*results, parameters(), strict=True):
+        # The two devices draw other rows for the norm estimates, which are good to 15 %.
+        assert float((x - y).norm() / (x - start).norm()) < 0.15
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
