@@ -14,6 +14,7 @@ from torch import Tensor
 
 from psgd_lm.gpt import GPT, token_losses
 from psgd_lm.saved_run import load_run
+from psgd_optim.tools.runtime import torch_threads
 
 BATCH_TOKENS = 4096
 
@@ -110,7 +111,8 @@ def evaluate_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> 
     run = load_run(run_dir, best=best, device=device)
     data = run.load_data()
     tokens = data.validation.to(run.device)
-    evaluation = evaluate(run.model, tokens, run.tokenizer.byte_lengths())
+    with torch_threads(run.threads):
+        evaluation = evaluate(run.model, tokens, run.tokenizer.byte_lengths())
     return {
         "step": run.step,
         **asdict(evaluation),

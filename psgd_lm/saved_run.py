@@ -75,6 +75,8 @@ class SavedRun:
     model: GPT
     tokenizer: Tokenizer
     device: torch.device
+    threads: int
+    """CPU threads that it was trained with; sums round differently with another number."""
     step: int
     identity: dict[str, str]
     data_config: DataConfig
@@ -87,7 +89,7 @@ class SavedRun:
 
 
 def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> SavedRun:
-    """Read a run's model back, ready to evaluate, and take over its number of CPU threads.
+    """Read a run's model back, ready to evaluate.
 
     Args:
         run_dir: The run's folder.
@@ -96,11 +98,9 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
 
     Returns:
         The run.
-
     """
     config: dict[str, Any] = read_json(run_dir / CONFIG)
     content = read_run(run_dir / (BEST if best else LAST), config)
-    torch.set_num_threads(config["threads"])
     tokenizer = tokenizer_from_dict(content["tokenizer"])
     model = GPT(GPTConfig(**config["model"]), tokenizer.vocab_size)
     model.load_state_dict(content["model"])
@@ -108,6 +108,7 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
     return SavedRun(
         path=run_dir,
         model=model.to(target).eval(),
+        threads=config["threads"],
         tokenizer=tokenizer,
         device=target,
         step=content["progress"]["step"],

@@ -25,6 +25,7 @@ from psgd_optim.tools.runtime import (
     resolve_device,
     seed_everything,
     set_random_state,
+    torch_threads,
 )
 from psgd_optim.tools.stepping import check_clipping, take_step
 from psgd_optim.types import InputError
@@ -75,8 +76,7 @@ def train(config: TrainConfig) -> Result:
     Returns:
         Its final figures, which are also in `summary.json`.
     """
-    with Interrupt() as interrupt:
-        torch.set_num_threads(config.threads)
+    with Interrupt() as interrupt, torch_threads(config.threads):
         run = _Run(config)
         with run.open_folder():
             return run.go(interrupt)

@@ -1,8 +1,6 @@
 """Training: collect a rollout, update, log, save; interruptible and resumable to the bit."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from tqdm import tqdm
 from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import read_checkpoint, write_checkpoint
 from psgd_optim.tools.run_folder import RunFolder
-from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device
+from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, torch_threads
 from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic
 from psgd_rl.agent import Agent
@@ -65,7 +63,7 @@ def train(config: TrainConfig) -> Result:
     device = resolve_device(config.device)
     with (
         Interrupt() as interrupt,
-        _torch_threads(config.threads),
+        torch_threads(config.threads),
         RunFolder(
             config.run_dir, config, resume=config.resume, overwrite=config.overwrite
         ) as folder,
@@ -81,17 +79,6 @@ def train(config: TrainConfig) -> Result:
                 run.iterate()
                 bar.update(config.rollout_size)
         return run.finish()
-
-
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """Give torch's operations a number of threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Run:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import psgd_lm.evaluate as evaluate_module
 from psgd_lm.evaluate import evaluate, evaluate_run, zlib_bits_per_byte
 from psgd_lm.train import train
 
@@ -103,3 +104,20 @@ def test_validation_text_is_what_is_evaluated(tiny_config, text_file):
     records = [json.loads(line) for line in lines]
     last_train_loss = [r["train/loss"] for r in records if "train/loss" in r][-1]
     assert summary["val_loss"] > last_train_loss + 0.3
+
+
+def test_a_run_is_evaluated_with_its_number_of_threads(tiny_config, monkeypatch):
+    train(tiny_config)
+    # Changed in the file: two threads on busy cores are too slow for a test to train with.
+    path = tiny_config.run_dir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 2}))
+    seen = []
+
+    def counting(*args):
+        seen.append(torch.get_num_threads())
+        return evaluate(*args)
+
+    monkeypatch.setattr(evaluate_module, "evaluate", counting)
+    evaluate_run(tiny_config.run_dir)
+    assert seen == [2]
+    assert torch.get_num_threads() == 1

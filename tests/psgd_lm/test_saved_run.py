@@ -1,9 +1,7 @@
-import json
 import shutil
 from dataclasses import replace
 
 import pytest
-import torch
 
 from psgd_lm.gpt import GPTConfig
 from psgd_lm.saved_run import load_run
@@ -52,13 +50,3 @@ def test_changed_text_is_refused(tiny_config, text_file):
         run.load_data()
     with pytest.raises(InputError, match="trained with the text of SHA-256"):
         train(replace(tiny_config, resume=True))
-
-
-def test_run_takes_over_its_number_of_threads(tiny_config):
-    train(tiny_config)
-    # Changed in the file: two threads on busy cores are too slow for a test to train with.
-    path = tiny_config.run_dir / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 2}))
-    assert torch.get_num_threads() == 1
-    load_run(tiny_config.run_dir)
-    assert torch.get_num_threads() == 2

@@ -6,7 +6,13 @@ import threading
 import pytest
 import torch
 
-from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, seed_everything
+from psgd_optim.tools.runtime import (
+    Interrupt,
+    Stopwatch,
+    resolve_device,
+    seed_everything,
+    torch_threads,
+)
 from psgd_optim.types import InputError
 
 
@@ -53,6 +59,14 @@ def test_outside_the_main_thread_it_does_nothing() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="inside"), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise RuntimeError("inside")
+    assert torch.get_num_threads() == before
 
 
 def test_a_stopwatch_goes_on_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
