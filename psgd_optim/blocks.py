@@ -20,17 +20,17 @@ def squeezed(shape: Iterable[int]) -> tuple[int, ...]:
 
 
 def stackable(params: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Return the trainable parameters that can share a block, in order of first appearance.
+    """Return the parameters that can share a block, in order of first appearance.
 
     Args:
-        params: Parameters; those that need no gradient or have no element are left out.
+        params: Parameters; those without elements are left out.
 
     Returns:
         Lists of one squeezed shape, dtype and device.
     """
     stacks: dict[tuple[object, ...], list[Tensor]] = {}
     for p in params:
-        if p.requires_grad and p.numel():
+        if p.numel():
             stacks.setdefault((squeezed(p.shape), p.dtype, p.device), []).append(p)
     return list(stacks.values())
 
@@ -60,6 +60,7 @@ class Block:
         self.steps = steps
         self.momentum = momentum
         self.waiting = True  # whether a row may still wait for its first gradient
+        self._index: Tensor | None = None  # the rows of a larger block that this one copies
 
     @classmethod
     def allocate(cls, params: Sequence[Tensor], form: Preconditioner, *, momentum: bool) -> "Block":
@@ -120,18 +121,22 @@ class Block:
         momentum = None if self.momentum is None else self.momentum[index]
         state = {name: x[index] for name, x in self.state.items()}
         params = [self.params[i] for i in rows]
-        return Block(params, self.form, state, self.steps[index], momentum)
+        part = Block(params, self.form, state, self.steps[index], momentum)
+        part.waiting, part._index = self.waiting, index
+        return part
 
-    def write_back(self, part: "Block", rows: list[int]) -> None:
+    def write_back(self, part: "Block") -> None:
         """Copy the state of a selection back."""
-        if part is self:
+        index = part._index
+        if index is None:
             return
-        index = torch.tensor(rows, device=self.steps.device)
         self.steps[index] = part.steps
         if self.momentum is not None and part.momentum is not None:
             self.momentum[index] = part.momentum
         for name, x in part.state.items():
             self.state[name][index] = x
+        if self.waiting:
+            self.waiting = not bool((self.steps > 0).all())
 
     def gather(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""

@@ -50,7 +50,7 @@ class ClipRMS(Clip):
     def clip_(self, updates: Sequence[Tensor]) -> None:
         """Scale down every parameter whose root mean square is above the limit."""
         for update in updates:
-            rms = abs_square(update).flatten(1).mean(dim=1).sqrt()
+            rms = _rms(update)
             update.mul_(per_block(_shrink(rms, self.limit), update))
 
 
@@ -83,6 +83,12 @@ class ClipNorm(Clip):
             joint = torch.stack([norm.to(norms[0].device) for norm in norms]).norm()
             for update in updates:
                 update.mul_(_shrink(joint, self.limit).to(update.device))
+
+
+def _rms(x: Tensor) -> Tensor:
+    """Return the root mean square of each row, (B,), of any size that the dtype holds."""
+    peak = x.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(x.dtype).tiny)  # (B,)
+    return peak * abs_square(x / per_block(peak, x)).flatten(1).mean(dim=1).sqrt()
 
 
 def _shrink(size: Tensor, limit: float) -> Tensor:

@@ -33,8 +33,10 @@ class KronConfig:
     """Decoupled decay of the parameters with two or more axes; a step takes lr * weight_decay."""
     whiten: Literal["momentum", "gradient"] = "momentum"
     """What the preconditioner whitens."""
-    precond_lr: float = 0.1
-    """Step size of the preconditioner, dimensionless."""
+    precond_lr: float = 0.7
+    """Step size of the preconditioner at the start, in [0, 1)."""
+    precond_lr_final: float = 0.1
+    """What it falls to, by a factor e in 1000 steps; at most precond_lr."""
     update_prob: float = 0.03
     """Probability of fitting the preconditioner in a step, once the start is over."""
     update_every_step_for: int = 500
@@ -115,7 +117,7 @@ def build(
         momentum=config.momentum,
         clip=(ClipRMS(config.clip_rms), ClipElement(config.clip_element)),
         fitting=Fitting(
-            precond_lr=config.precond_lr,
+            precond_lr=Anneal(config.precond_lr, config.precond_lr_final, flat=0),
             gate=Anneal(1.0, config.update_prob, flat=config.update_every_step_for),
             seed=seed,
         ),

@@ -16,8 +16,9 @@ class Whitening(abc.ABC):
 
     Args:
         damping: Standard deviation of the independent noise added to the sample, in gradient
-            units: bounds `P` by `I / damping`. A relative noise at rounding level comes on top;
-            0 switches both off.
+            units: bounds `P` by `I / damping`. A relative noise at the rounding level of the
+            sample as it is computed (single precision or better) comes on top. 0 switches both
+            off, and `P` then grows without end where gradients stay exactly zero.
 
     Raises:
         ValueError: If the damping is negative.

@@ -32,32 +32,54 @@ class Fitting:
         ValueError: If a number is outside its range.
     """
 
-    precond_lr: Rate = 0.1
+    # Measured on two character GPTs (1000 and 2000 steps): a fit that starts fast ends 2 to 3 %
+    # lower in loss than one at 0.1 throughout; 0.5 to 0.9 at the start do about equally well.
+    precond_lr: Rate = Anneal(0.7, 0.1, flat=0)
     gate: Rate = Anneal(1.0, 0.03)
     update_first: bool = True
     init_scale: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not callable(self.precond_lr) and not 0 <= self.precond_lr < 1:
+        if not 0 <= value_at(self.precond_lr, 0) < 1:
             raise ValueError(
                 f"Fitting got precond_lr = {self.precond_lr}; give a number in [0, 1) or a "
-                "function of the step."
+                "function of the step with such values."
             )
         if not callable(self.gate) and not 0 <= self.gate <= 1:
             raise ValueError(
                 f"Fitting got gate = {self.gate}; give a probability in [0, 1] or a function of "
                 "the step."
             )
+        if not (isinstance(self.seed, int) and 0 <= self.seed < 2**63):
+            raise ValueError(f"Fitting got seed = {self.seed}; give a whole number below 2^63.")
         if self.init_scale is not None and not self.init_scale > 0:
             raise ValueError(
                 f"Fitting got init_scale = {self.init_scale}; give a number above 0, or None to "
                 "take the scale of the first gradient."
             )
 
-    def is_due(self, seed: int, step: int) -> bool:
-        """Return whether a step fits the preconditioner; the same answer for the same arguments."""
-        return _hash(seed, step, 0) / (_WORD + 1) < value_at(self.gate, step)
+    def rate(self, seed: int, step: int) -> float:
+        """Return the step size of `Q` in a step, 0 when the gate is closed.
+
+        Args:
+            seed: Of the gate's coin.
+            step: Counted from 0.
+
+        Returns:
+            The same number for the same arguments.
+
+        Raises:
+            ValueError: If a schedule leaves its range.
+        """
+        if _hash(seed, step, 0) / (_WORD + 1) >= value_at(self.gate, step):
+            return 0.0
+        rate = value_at(self.precond_lr, step)
+        if not 0 <= rate < 1:
+            raise ValueError(
+                f"precond_lr gave {rate} at step {step}; give a function with values in [0, 1)."
+            )
+        return rate
 
 
 def noise_generator(device: torch.device, seed: int, step: int, block: int) -> torch.Generator:

@@ -128,7 +128,7 @@ def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
     a = a / per_block(scale, a)
     longest = a.norm(dim=2).argmax(dim=1)  # (B,)
     row = a.take_along_dim(per_block(longest, a), dim=1)  # (B, 1, n)
-    v = row + torch.sgn(start.to(a.dtype) @ row.mH) * start  # (B, k, n)
+    v = row + torch.sgn(start.to(a.dtype) @ row.mH).conj() * start  # (B, k, n)
     for _ in range(2):
         v = v @ a
         v = v / (v.norm(dim=2, keepdim=True) + tiny)

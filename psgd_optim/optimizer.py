@@ -1,7 +1,8 @@
 """`PSGD`, the `torch.optim.Optimizer` that drives any form with any criterion."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,10 @@ from psgd_optim.fitting import Fitting, initial_scale, noise_generator
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
 from psgd_optim.linalg import per_block
-from psgd_optim.schedules import value_at
-from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_rows
+from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_clock, saved_rows
 from psgd_optim.summary import summarise
 
-_PARTS = ("form", "criterion", "clip", "fitting", "_forms", "_seed", "_step", "_last")
+_PARTS = ("form", "criterion", "clip", "fitting", "_forms", "_seed", "_step")
 
 
 class PSGD(torch.optim.Optimizer):
@@ -64,12 +64,15 @@ class PSGD(torch.optim.Optimizer):
         clip: Sequence[Clip] = (ClipRMS(1.1), ClipElement(10.0)),
         fitting: Fitting = Fitting(),
     ) -> None:
+        if isinstance(clip, Clip):
+            raise TypeError(f"PSGD got clip = {clip}; give a sequence of clips: clip=({clip},).")
         self.form = form
         self.criterion = criterion
         self.clip = tuple(clip)
         self.fitting = fitting
         self._forms: list[Preconditioner] = []
         self._blocks: list[list[Block]] = []
+        self._placed: set[Tensor] = set()
         self._seed = fitting.seed
         self._step = 0
         self._last: dict[str, Tensor] = {}
@@ -82,10 +85,16 @@ class PSGD(torch.optim.Optimizer):
             param_group: `params` and the settings that differ from the optimizer's.
 
         Raises:
-            ValueError: If a setting is outside its range.
+            TypeError: If its form is none.
+            ValueError: If a setting is outside its range, or cannot differ between groups.
         """
         param_group = dict(param_group)
         form = param_group.pop("form", self.form)
+        if not isinstance(form, Preconditioner):
+            raise TypeError(f"PSGD got form = {form!r}; give a form such as Kron().")
+        for name in ("criterion", "clip", "fitting"):
+            if name in param_group:
+                raise ValueError(f"PSGD got {name} in a parameter group; give it to PSGD itself.")
         _check_group({**self.defaults, **param_group}, self.criterion)
         super().add_param_group(param_group)
         self._forms.append(form)
@@ -108,17 +117,15 @@ class PSGD(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if len(self._blocks) < len(self.param_groups):
+        if any(p.grad is not None and p not in self._placed for p in self._parameters()):
             self._add_blocks(self._new_blocks({}))
-        rate = 0.0
-        if self.fitting.is_due(self._seed, self._step):
-            rate = value_at(self.fitting.precond_lr, self._step)
+        rate = self.fitting.rate(self._seed, self._step)
         parts: list[tuple[dict[str, Any], Block, Tensor]] = []
         skipped: list[Tensor] = []
-        for number, (group, block, rows) in enumerate(self._work()):
+        for number, group, block, rows in self._work():
             part = block.select(rows)
             update, ok = self._precondition(part, group["momentum"], rate, number)
-            block.write_back(part, rows)
+            block.write_back(part)
             parts.append((group, part, update))
             skipped.append((~ok).sum())
         updates = [update for _, _, update in parts]
@@ -130,12 +137,16 @@ class PSGD(torch.optim.Optimizer):
         self._step += 1
         return loss
 
-    def _work(self) -> list[tuple[dict[str, Any], Block, list[int]]]:
-        """Return every block with its group and the rows that have a gradient."""
-        return [
-            (group, block, rows)
+    def _work(self) -> list[tuple[int, dict[str, Any], Block, list[int]]]:
+        """Return every block with its number, its group, and its rows that have a gradient."""
+        blocks = (
+            (group, block)
             for group, blocks in zip(self.param_groups, self._blocks, strict=True)
             for block in blocks
+        )
+        return [
+            (number, group, block, rows)
+            for number, (group, block) in enumerate(blocks)
             if (rows := block.rows_with_gradient())
         ]
 
@@ -171,8 +182,10 @@ class PSGD(torch.optim.Optimizer):
             block.form.update(block.state, probe, block.form.draw(block.state, noise), rates)
         if self.fitting.update_first:
             update = block.form.apply(block.state, average)
-        # Rows left alone keep their parameter too, whatever their average still holds.
-        return update.masked_fill_(~per_block(active, update), 0), ok
+        # Rows left alone keep their parameter too, whatever their average still holds; and an
+        # average too large for P is no direction.
+        update = update.masked_fill_(~per_block(active, update), 0)
+        return update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), ok
 
     def _start(self, block: Block, grads: Tensor, active: Tensor, peak: Tensor) -> None:
         """Scale `Q` of the rows that see their first non-zero gradient."""
@@ -187,31 +200,54 @@ class PSGD(torch.optim.Optimizer):
         # The only look at a tensor's value from the host, and only until all rows have started.
         block.waiting = not bool(((block.steps > 0) | fresh).all())
 
+    def _parameters(self) -> Iterator[Tensor]:
+        return itertools.chain.from_iterable(group["params"] for group in self.param_groups)
+
     def _new_blocks(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> list[list[Block]]:
-        """Return blocks for the groups that have none yet, with saved state where there is some."""
-        groups = list(zip(self.param_groups, self._forms, strict=True))[len(self._blocks) :]
-        new = [
-            [
-                Block.allocate(params, form, momentum=group["momentum"] > 0)
-                for params in stackable(group["params"])
+        """Return blocks, by group, for the parameters that need one and have none yet.
+
+        Args:
+            saved: State to start from where there is some.
+
+        Returns:
+            Blocks of what can be trained now, has a gradient, or has saved state: a frozen
+            parameter costs nothing until it is unfrozen.
+        """
+        new = []
+        for group, form in zip(self.param_groups, self._forms, strict=True):
+            params = [
+                p
+                for p in group["params"]
+                if p not in self._placed and (p.requires_grad or p.grad is not None or p in saved)
             ]
-            for group, form in groups
-        ]
+            new.append([
+                Block.allocate(stack, form, momentum=group["momentum"] > 0)
+                for stack in stackable(params)
+            ])
         for block in itertools.chain.from_iterable(new):
             restore_rows(block, saved)
         return new
 
     def _add_blocks(self, new: list[list[Block]]) -> None:
         """Step these blocks from now on, and show their rows as the parameters' state."""
-        self._blocks += new
-        for block in itertools.chain.from_iterable(new):
-            self.state.update(zip(block.params, block.rows(), strict=True))
+        self._blocks += [[] for _ in range(len(new) - len(self._blocks))]
+        for blocks, more in zip(self._blocks, new, strict=True):
+            blocks += more
+            self._placed.update(p for block in more for p in block.params)
+        self._show_state()
+
+    def _show_state(self) -> None:
+        """Make `state` the rows of the stacks again, whoever replaced them."""
+        for block in itertools.chain.from_iterable(self._blocks):
+            for param, row in zip(block.params, block.rows(), strict=True):
+                self.state[param] = row
+        if self._placed:
+            first = next(p for p in self._parameters() if p in self._placed)
+            self.state[first][CLOCK] = clock_tensor(self._seed, self._step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and numbers, safe for `torch.load(weights_only=True)`."""
-        if self._blocks:
-            first = self.param_groups[0]["params"][0]
-            self.state[first][CLOCK] = clock_tensor(self._seed, self._step)
+        self._show_state()
         return super().state_dict()
 
     @torch.no_grad()
@@ -223,35 +259,43 @@ class PSGD(torch.optim.Optimizer):
                 on from it, whatever `fitting.seed` says here.
 
         Raises:
-            ValueError: If it is of other groups, forms or shapes.
+            ValueError: If it is of other groups, forms, shapes or dtypes.
         """
-        params = [p for group in self.param_groups for p in group["params"]]
-        saved = saved_rows(state_dict, params)
-        held, self._blocks = self._blocks, []
+        saved = saved_rows(state_dict, self._parameters())
+        clock = saved_clock(saved) if saved else (self.fitting.seed, 0)
+        for group in state_dict["param_groups"]:
+            _check_group({**self.defaults, **group}, self.criterion)
+        held = self._blocks, self._placed
+        self._blocks, self._placed = [], set()
         try:
             blocks = self._new_blocks(saved) if saved else []
             super().load_state_dict(state_dict)
         except Exception:
-            self._blocks = held
+            self._blocks, self._placed = held
             raise
-        self.state.clear()
+        self._restart(blocks, clock)
+
+    def _restart(self, blocks: list[list[Block]], clock: tuple[int, int]) -> None:
+        """Go on from these blocks."""
+        self._seed, self._step = clock
+        self._last = {}
+        self._blocks, self._placed = [], set()
+        self.state = defaultdict(dict)  # not cleared: a shallow copy may share the old one
         self._add_blocks(blocks)
-        if saved:
-            self._seed, self._step = (int(x) for x in saved[params[0]][CLOCK].tolist())
 
     def __getstate__(self) -> dict[str, Any]:
+        self._show_state()
         return {**super().__getstate__(), **{name: getattr(self, name) for name in _PARTS}}
 
+    @torch.no_grad()
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        # torch passes two entries after a load, which rebuilds the stacks itself; a copy or an
+        # torch passes two entries after a load, which restarts from its own blocks; a copy or an
         # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
         if "_forms" in state:
-            self._blocks = []
+            self._blocks, self._placed = [], set()
             rows = dict(self.state)
-            self.state.clear()
-            with torch.no_grad():
-                self._add_blocks(self._new_blocks(rows) if rows else [])
+            self._restart(self._new_blocks(rows) if rows else [], (self._seed, self._step))
 
     def metrics(self) -> dict[str, Tensor]:
         """Return figures of the last step as 0-dimensional tensors, without waiting for them.
@@ -271,7 +315,7 @@ class PSGD(torch.optim.Optimizer):
                     form,
                     momentum=group["momentum"] > 0,
                 )
-                for params in stackable(group["params"])
+                for params in stackable(p for p in group["params"] if p.requires_grad)
             ]
             for group, form in zip(self.param_groups, self._forms, strict=True)
         )
@@ -292,7 +336,10 @@ def _measure(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, 
 
 def _check_group(settings: Mapping[str, Any], criterion: Whitening) -> None:
     """Check the numbers of one parameter group."""
-    if not isinstance(settings["lr"], Tensor) and not settings["lr"] >= 0:
+    lr = settings["lr"]
+    if not isinstance(lr, int | float | Tensor):
+        raise TypeError(f"PSGD got lr = {lr!r}; give a number or a 0-dimensional tensor.")
+    if not isinstance(lr, Tensor) and not lr >= 0:
         raise ValueError(f"PSGD got lr = {settings['lr']}; give a number of at least 0.")
     if not 0 <= settings["momentum"] < 1:
         raise ValueError(f"PSGD got momentum = {settings['momentum']}; give a number in [0, 1).")

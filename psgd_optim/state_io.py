@@ -47,15 +47,37 @@ def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> 
         if param not in saved:
             continue
         theirs = {name: x for name, x in saved[param].items() if name != CLOCK}
-        shapes = {name: tuple(x.shape) for name, x in theirs.items()}
-        expected = {name: tuple(x.shape) for name, x in row.items()}
-        if shapes != expected:
+        found, expected = _layout(theirs), _layout(row)
+        if found != expected:
             raise ValueError(
-                f"The saved state of a parameter of shape {tuple(param.shape)} is {shapes}, this "
+                f"The saved state of a parameter of shape {tuple(param.shape)} is {found}, this "
                 f"optimizer keeps {expected}; build it with the form and momentum it had then."
             )
         for name, x in row.items():
             x.copy_(theirs[name])
+
+
+def _layout(state: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{str(x.dtype)[6:]}{list(x.shape)}" for name, x in sorted(state.items())}
+
+
+def saved_clock(saved: Mapping[Tensor, Mapping[str, Tensor]]) -> tuple[int, int]:
+    """Return the seed and the step of saved state.
+
+    Args:
+        saved: From `saved_rows`.
+
+    Returns:
+        The random seed, and the steps done.
+
+    Raises:
+        ValueError: If the state has no clock.
+    """
+    for state in saved.values():
+        if CLOCK in state:
+            seed, step = state[CLOCK].tolist()
+            return int(seed), int(step)
+    raise ValueError("The saved state has no clock entry; load what PSGD.state_dict() returned.")
 
 
 def clock_tensor(seed: int, step: int) -> Tensor:

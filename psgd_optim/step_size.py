@@ -32,11 +32,11 @@ class LipschitzEMA:
         """Return the new constant.
 
         Args:
-            lipschitz: (B,), the constant so far, 0 at the start.
-            bound: (B,), the curvature bound of the current sample.
+            lipschitz: (B, ...), the constant so far, 0 at the start.
+            bound: (B, ...), the curvature bound of the current sample.
 
         Returns:
-            (B,), in the dtype of `lipschitz`, at least `bound`.
+            (B, ...), in the dtype of `lipschitz`, at least `bound`.
         """
         bound = bound.to(lipschitz.dtype)
         return torch.maximum(self.beta * lipschitz + (1 - self.beta) * bound, bound)

@@ -156,7 +156,14 @@ class TrainConfig:
         return -(-self.total_steps // self.rollout_size)
 
 
-_PSGD = KronConfig(lr=1.5e-3, whiten="gradient", update_prob=0.1, update_every_step_for=100)
+_PSGD = KronConfig(
+    lr=1.5e-3,
+    whiten="gradient",
+    precond_lr=0.1,
+    precond_lr_final=0.1,
+    update_prob=0.1,
+    update_every_step_for=100,
+)
 """Refitted often enough to follow the policy. Whitening the gradient instead of its average makes
 steps small where minibatches disagree: HalfCheetah's return after 100k steps was 3117 instead of
 1296 (3 seeds each)."""

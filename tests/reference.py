@@ -61,13 +61,13 @@ def kron_update(
 
 
 def diagonal_update(
-    q: Tensor, lipschitz: float, h: Tensor, v: Tensor | None, rate: float, beta: float
-) -> tuple[Tensor, float]:
-    """Return the diagonal and its bound after one update of the group rule."""
+    q: Tensor, lipschitz: Tensor, h: Tensor, v: Tensor | None, rate: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Return the diagonal and its bounds after one update of the group rule."""
     a = (q * h).abs() ** 2
     b = q**-2 if v is None else (v / q).abs() ** 2
-    bound = float((a + b).max())
-    lipschitz = max(beta * lipschitz + (1 - beta) * bound, bound)
+    bound = a + b
+    lipschitz = torch.maximum(beta * lipschitz + (1 - beta) * bound, bound)
     return q * (1 - rate / lipschitz * (a - b)), lipschitz
 
 

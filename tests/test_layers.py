@@ -40,7 +40,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, f"{path}: write imports in full"
             names = {f"{node.module}.{alias.name}" for alias in node.names}
             is_package = (ROOT / node.module.replace(".", "/")).is_dir()
             found |= names if is_package else {node.module}

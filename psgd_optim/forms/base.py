@@ -57,7 +57,8 @@ class Preconditioner(abc.ABC):
             state: The state to change.
             probe: The sample.
             draws: What `draw` returned.
-            rate: Step size of `Q` in [0, 1), a number or (B,); a row with rate 0 keeps its `P`.
+            rate: Step size of `Q` in [0, 1), a number or (B,); a row with rate 0 keeps its
+                `P`, but for rounding and small rotations of `Q`.
         """
 
     @abc.abstractmethod

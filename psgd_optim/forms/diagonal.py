@@ -17,17 +17,21 @@ from psgd_optim.types import Probe, State
 class Diagonal(Preconditioner):
     """`Q = diag(q)`, element-wise scaling; the cheapest form and the group rule's simplest case.
 
-    State: `q`, (B, *shape), real, and the step's curvature bound `l`, (B,).
+    Every element is a group of its own, with a step size of its own: elements of different scale
+    are whitened equally fast. State: `q` and the step's curvature bound `l`, (B, *shape), real.
 
     Args:
         normaliser: What divides the step size.
         dtype: The dtype of `q`; `None` is the parameters' real dtype, at least single precision.
 
-    Source: the group rule of S0 (12), with `E[v^2] = 1` put in where the probe is integrated out.
-    Deviation: the step is divided by a Lipschitz bound, not by the largest gradient entry.
+    Source: the group rule of S0 (12), as a direct sum of one-dimensional groups, with
+    `E[v^2] = 1` put in where the probe is integrated out. Deviation: each step is divided by a
+    Lipschitz bound, not by the largest gradient entry.
     """
 
-    normaliser: LipschitzEMA = LipschitzEMA()
+    # A bound that follows a single element's samples leans on the very sample it divides, which
+    # biases P upwards: by 12 % at beta 0.9, 3 % at 0.99 (Gaussian gradients, seven scales).
+    normaliser: LipschitzEMA = LipschitzEMA(beta=0.99)
     dtype: torch.dtype | None = None
 
     name: ClassVar[str] = "Diagonal"
@@ -35,10 +39,8 @@ class Diagonal(Preconditioner):
     def init(self, shape: tuple[int, ...], scale: Tensor, like: Tensor) -> State:
         """Return `q = scale`."""
         scale = scale.to(like.device, state_dtype(like.real, self.dtype))
-        return {
-            "q": scale.view(-1, *(1,) * len(shape)).repeat(1, *shape),
-            "l": torch.zeros_like(lift(scale)),
-        }
+        q = scale.view(-1, *(1,) * len(shape)).repeat(1, *shape)
+        return {"q": q, "l": torch.zeros_like(lift(q))}
 
     def draw(self, state: State, generator: torch.Generator) -> State:
         """Return nothing: an update needs no random numbers."""
@@ -49,9 +51,12 @@ class Diagonal(Preconditioner):
         q = lift(state["q"])
         a = abs_square(q * probe.h)
         b = q.square().reciprocal() if probe.v is None else abs_square(probe.v / q)
-        bound = self.normaliser.grow(state["l"], (a + b).flatten(1).amax(dim=1))
-        state["l"].copy_(bound)
-        state["q"].copy_(q * (1 - per_block(rate / bound, q) * (a - b)))
+        bound = self.normaliser.grow(state["l"], a + b)
+        step = (per_block(rate, q) if isinstance(rate, Tensor) and rate.ndim else rate) / bound
+        # A sample too large for its square says nothing: its element stays as it is.
+        safe = bound.isfinite()
+        state["q"].copy_(torch.where(safe, q * (1 - step * (a - b)), q))
+        state["l"].copy_(torch.where(safe, bound, state["l"]))
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `q^2 x`."""

@@ -67,7 +67,7 @@ def test_a_selection_writes_back_only_its_rows() -> None:
     part.state["q0"] += 1
     part.momentum += 1
     before = stacked.state["q0"].clone()
-    stacked.write_back(part, [0, 2])
+    stacked.write_back(part)
     assert stacked.steps.tolist() == [1, 0, 1]
     torch.testing.assert_close(stacked.state["q0"][1], before[1], rtol=0, atol=0)
     torch.testing.assert_close(stacked.state["q0"][2], before[2] + 1, rtol=0, atol=0)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from psgd_optim import PSGD, GradientWhitening, InputError, MomentumWhitening
+from psgd_optim import PSGD, Anneal, GradientWhitening, InputError, MomentumWhitening
 from psgd_optim.config import OPTIMIZERS, AdamWConfig, KronConfig, build
 
 
@@ -38,15 +38,16 @@ def test_frozen_parameters_are_left_out() -> None:
 
 def test_settings_reach_the_optimizer() -> None:
     config = KronConfig(
-        lr=0.5, momentum=0.8, whiten="gradient", precond_lr=0.3, update_prob=0.2,
-        update_every_step_for=7, max_size=9, max_skew=3.0, clip_rms=2.0, clip_element=5.0,
+        lr=0.5, momentum=0.8, whiten="gradient", precond_lr=0.3, precond_lr_final=0.2,
+        update_prob=0.2, update_every_step_for=7, max_size=9, max_skew=3.0, clip_rms=2.0,
+        clip_element=5.0,
     )  # fmt: skip
     optimizer = build(nn.Linear(4, 3).named_parameters(), config, seed=4)
     assert isinstance(optimizer, PSGD)
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert optimizer.param_groups[0]["momentum"] == 0.8
     assert isinstance(optimizer.criterion, GradientWhitening)
-    assert optimizer.fitting.precond_lr == 0.3
+    assert optimizer.fitting.precond_lr == Anneal(0.3, 0.2, flat=0)
     assert optimizer.fitting.gate(7) == 1.0
     assert optimizer.fitting.gate(100_000) == 0.2
     assert optimizer.fitting.seed == 4

@@ -45,10 +45,10 @@ def test_a_zero_gradient_gets_scale_one() -> None:
 
 def test_the_gate_opens_with_its_probability_and_repeats_itself() -> None:
     fitting = Fitting(gate=0.2)
-    due = [fitting.is_due(3, step) for step in range(20_000)]
+    due = [fitting.rate(3, step) > 0 for step in range(20_000)]
     assert sum(due) / len(due) == pytest.approx(0.2, abs=0.01)
-    assert due[:100] == [fitting.is_due(3, step) for step in range(100)]
-    assert due != [fitting.is_due(4, step) for step in range(20_000)]
+    assert due[:100] == [fitting.rate(3, step) > 0 for step in range(100)]
+    assert due != [fitting.rate(4, step) > 0 for step in range(20_000)]
     # Neighbouring coins are independent: both open with probability 0.04.
     both = sum(a and b for a, b in itertools.pairwise(due)) / len(due)
     assert both == pytest.approx(0.04, abs=0.006)
@@ -58,7 +58,7 @@ def test_the_gate_opens_with_its_probability_and_repeats_itself() -> None:
 def test_certain_gates_do_not_depend_on_the_seed(gate: float, share: float) -> None:
     fitting = Fitting(gate=gate)
     for seed in range(3):
-        assert sum(fitting.is_due(seed, step) for step in range(400)) == 400 * share
+        assert sum(fitting.rate(seed, step) > 0 for step in range(400)) == 400 * share
 
 
 def test_noise_depends_on_seed_step_and_block_alone() -> None:
@@ -67,6 +67,23 @@ def test_noise_depends_on_seed_step_and_block_alone() -> None:
 
     assert draw(1, 2, 3) == draw(1, 2, 3)
     assert len({draw(1, 2, 3), draw(2, 2, 3), draw(1, 3, 3), draw(1, 2, 4)}) == 4
+
+
+def test_the_rate_follows_its_schedule_where_the_gate_is_open() -> None:
+    fitting = Fitting(precond_lr=lambda step: 0.5 / (1 + step), gate=Every(2))
+    assert [fitting.rate(0, step) for step in range(5)] == [0.5, 0, 0.5 / 3, 0, 0.1]
+
+
+def test_a_schedule_that_leaves_its_range_is_refused() -> None:
+    fitting = Fitting(precond_lr=lambda step: 0.5 * step, gate=1.0)
+    with pytest.raises(ValueError, match=r"precond_lr gave 1\.0 at step 2"):
+        fitting.rate(0, 2)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5])
+def test_seeds_that_cannot_be_saved_are_refused(seed: float) -> None:
+    with pytest.raises(ValueError, match="seed"):
+        Fitting(seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,9 @@ def test_the_bytes_are_those_that_the_first_step_allocates() -> None:
         p.grad = torch.ones_like(p)
     optimizer.step()
     held = sum(
-        x.numel() * x.element_size() for state in optimizer.state.values() for x in state.values()
+        x.numel() * x.element_size()
+        for state in optimizer.state.values()
+        for name, x in state.items()
+        if name != "clock"
     )
     assert f" {held} B " in table.splitlines()[-1]

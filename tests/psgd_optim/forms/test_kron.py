@@ -90,6 +90,20 @@ def test_balancing_equalises_the_factors_and_keeps_p_to_the_bit() -> None:
     torch.testing.assert_close(form.apply(state, x), before, rtol=0, atol=0)
 
 
+def test_balancing_keeps_the_product_at_any_order() -> None:
+    form = Kron(max_skew=math.inf)
+    state = form.init((2, 3, 2, 3), torch.ones(1), torch.empty(0, dtype=REAL))
+    for i, exponent in enumerate((9.3, -4.1, 2.6, 0.2)):
+        state[f"q{i}"].mul_(2.0**exponent)
+    before = form.to_dense(state)
+    x = torch.randn(1, 2, 3, 2, 3, generator=generator(0), dtype=REAL)
+    form.update(state, Probe(h=x), form.draw(state, generator(1)), 0.0)
+    torch.testing.assert_close(form.to_dense(state), before)
+    peaks = [float(state[f"q{i}"].abs().amax()) for i in range(4)]
+    # Rounding moves each factor by up to 2^0.5, and the first by all the roundings together.
+    assert max(peaks) / min(peaks) < 4
+
+
 def test_a_shape_without_axes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"view a scalar as \(1,\)"):
         Kron().init((), torch.ones(1), torch.empty(0))
