@@ -60,14 +60,19 @@ def embedded_corpus() -> Corpus:
 
     Some distributions strip that module; they get the standard library's source code instead.
 
+    Topics quote each other; a paragraph is kept where it stands first, so that what a model is
+    evaluated on does not stand in what it was trained on.
+
     Returns:
-        The topics in the order of their names, or the source.
+        The topics' paragraphs in the order of the topics' names, or the source.
     """
     module = _topics_module()
     if module is None:
         return standard_library_corpus(Path(sysconfig.get_path("stdlib")))
     topics: dict[str, str] = module.topics
-    return Corpus(text="\n".join(topics[name] for name in sorted(topics)), source=TOPICS)
+    paragraphs = (p.strip("\n") for name in sorted(topics) for p in topics[name].split("\n\n"))
+    once = dict.fromkeys(p for p in paragraphs if p.strip())
+    return Corpus(text="\n\n".join(once) + "\n", source=TOPICS)
 
 
 def _topics_module() -> ModuleType | None:

@@ -16,6 +16,15 @@ def test_embedded_corpus_is_the_topics_in_a_fixed_order():
     assert "assert_stmt" not in first.text[:20]  # texts, not names
 
 
+def test_validation_part_does_not_stand_in_the_training_part():
+    text = embedded_corpus().text
+    cut = int(0.9 * len(text))
+    size, step = 200, 50
+    pieces = [text[i : i + size] for i in range(cut, len(text) - size, step)]
+    assert len(pieces) > 500
+    assert not any(piece in text[:cut] for piece in pieces)
+
+
 def test_provenance_identifies_the_text():
     text = embedded_corpus()
     provenance = text.provenance()
