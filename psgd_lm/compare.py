@@ -124,7 +124,13 @@ def compare(
         }:
             load_data(data, context)
             resolve_device(device)
-        RunFolder(run_dir, _Plan(members=tuple(configs)), resume=resume, overwrite=overwrite)
+        RunFolder(
+            run_dir,
+            "comparison",
+            _Plan(members=tuple(configs)),
+            resume=resume,
+            overwrite=overwrite,
+        )
         done = []
         for name, config in configs.items():
             if interrupt.requested or not _train_member(config, run_dir / name):

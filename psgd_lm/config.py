@@ -1,16 +1,13 @@
 """What a training run is: one frozen record, and the presets that name good ones."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPTConfig
 from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
-
-MOST_THREADS = 256
-"""More than this ends the process on common systems."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +49,18 @@ class TrainConfig:
     """Delete the run in the folder first."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "eval_every", "threads"):
+        for name in ("steps", "batch_size", "log_every", "eval_every"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in ("warmup", "grad_clip"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**63, "0 or more, and less than 2^63")
-        self._require("threads", self.threads <= MOST_THREADS, f"at most {MOST_THREADS}")
+        check_threads("--threads", self.threads)
         self._require("warmup", self.warmup < self.steps, f"less than the {self.steps} steps")
         self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "between 0 and 1")
-        lr = self.optim.lr
-        self._require("optim.lr", 0 < lr < math.inf, "more than 0", lr)
 
-    def _require(self, name: str, holds: bool, allowed: str, value: float | None = None) -> None:
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
-            got = getattr(self, name) if value is None else value
+            got = getattr(self, name)
             raise InputError(f"Got {name} {got}; give --{name.replace('_', '-')} {allowed}.")
 
 

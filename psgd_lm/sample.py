@@ -97,6 +97,7 @@ def choose(logits: Tensor, temperature: float, top_k: int, generator: torch.Gene
     if 0 < top_k < len(logits):
         smallest = logits.topk(top_k).values[-1]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
-    # In float64 even a tiny temperature overflows to no NaN.
-    probabilities = (logits.double() / temperature).softmax(-1)
+    # With the largest logit at 0, even a tiny temperature overflows to -inf only, never to NaN.
+    scaled = (logits.double() - logits.max()) / temperature
+    probabilities = scaled.nan_to_num(nan=0.0).softmax(-1)
     return torch.multinomial(probabilities, 1, generator=generator)

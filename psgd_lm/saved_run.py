@@ -1,17 +1,14 @@
 """A trained run read back from its folder, for evaluation and sampling."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from psgd_lm.data import DataConfig, TextData, load_data
 from psgd_lm.gpt import GPT, GPTConfig
 from psgd_lm.tokenizer import Tokenizer, tokenizer_from_dict, tokenizer_sha256
-from psgd_optim.tools.checkpoint import read_checkpoint
-from psgd_optim.tools.run_folder import BEST, CONFIG, LAST, read_json
+from psgd_optim.tools.run_folder import BEST, LAST, read_run
 from psgd_optim.tools.runtime import resolve_device
 from psgd_optim.types import InputError
 
@@ -42,29 +39,6 @@ def check_text(saved: dict[str, str], data: TextData, where: Path) -> None:
                 f"{data.corpus.source} now gives {found[:12]}; restore the text (the embedded "
                 "corpus changes with the Python version) or train again."
             )
-
-
-def read_run(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint that was written under a configuration.
-
-    Args:
-        path: The checkpoint.
-        config: The configuration of the run that it has to be of, as JSON values.
-
-    Returns:
-        What the run saved.
-
-    Raises:
-        InputError: If the checkpoint is of a run with another model, text, optimizer or seed.
-    """
-    content = read_checkpoint(path, KIND)
-    for part in ("model", "data", "optim", "seed"):
-        if content["config"][part] != config.get(part):
-            raise InputError(
-                f"{path} is a checkpoint of another run: its {part} is {content['config'][part]}, "
-                f"{CONFIG} says {config.get(part)}; restore the run's own checkpoint."
-            )
-    return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +73,7 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
     Returns:
         The run.
     """
-    config: dict[str, Any] = read_json(run_dir / CONFIG)
-    content = read_run(run_dir / (BEST if best else LAST), config)
+    config, content = read_run(run_dir, KIND, BEST if best else LAST)
     tokenizer = tokenizer_from_dict(content["tokenizer"])
     model = GPT(GPTConfig(**config["model"]), tokenizer.vocab_size)
     model.load_state_dict(content["model"])

@@ -13,11 +13,11 @@ from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data, sample_batch
 from psgd_lm.evaluate import evaluate, zlib_bits_per_byte
 from psgd_lm.gpt import GPT, token_losses
-from psgd_lm.saved_run import KIND, check_text, read_run, text_identity
+from psgd_lm.saved_run import KIND, check_text, text_identity
 from psgd_lm.stepping import FiniteGuard, is_finite, lr_factor, second_derivatives
 from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import write_checkpoint
-from psgd_optim.tools.run_folder import RunFolder, config_to_dict
+from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
 from psgd_optim.tools.runtime import (
     Interrupt,
     Stopwatch,
@@ -108,10 +108,10 @@ class _Run:
         """Create the run's folder, or go back to the state that the run left there."""
         config = self.config
         self.folder = RunFolder(
-            config.run_dir, config, resume=config.resume, overwrite=config.overwrite
+            config.run_dir, KIND, config, resume=config.resume, overwrite=config.overwrite
         )
         if config.resume:
-            self._load(read_run(self.folder.last_checkpoint, config_to_dict(config)))
+            self._load(read_run(config.run_dir, KIND)[1])
             self.folder.rewind(self.progress.step)
         self.saved_step = self.progress.step
         self.stopwatch = Stopwatch(self.progress.seconds)

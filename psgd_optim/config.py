@@ -3,6 +3,7 @@
 The applications hold one of these in their configuration and never name an optimizer.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -51,6 +52,13 @@ class KronConfig:
     """Largest modulus of an element of the preconditioned gradient."""
 
     def __post_init__(self) -> None:
+        for name in ("update_prob", "precond_lr_final"):
+            most = 1.0 if name == "update_prob" else self.precond_lr
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(
+                    f"{self.name} got {name} = {getattr(self, name)}; give a number from 0 to "
+                    f"{most}."
+                )
         _check(self)
 
 
@@ -80,10 +88,12 @@ OptimizerConfig = KronConfig | AdamWConfig
 
 def _check(config: OptimizerConfig) -> None:
     """Refuse settings that the optimizer refuses, before a run has written anything."""
+    if not 0 < config.lr < math.inf:
+        raise InputError(f"{config.name} got lr = {config.lr}; give a number above 0.")
     try:
         build([("probe", torch.zeros(1, 1, requires_grad=True))], config)
     except ValueError as error:
-        raise InputError(str(error)) from error
+        raise InputError(f"{config.name}: {error}") from error
 
 
 def build(

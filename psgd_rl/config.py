@@ -4,8 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 from psgd_rl.tasks import HALF_CHEETAH, find_task
+
+FIRST_EVALUATION_SEED = 10**9
+"""Evaluation episode `i` has this seed plus `i`; those of training end below it."""
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -113,8 +117,9 @@ class TrainConfig:
     """Threads of torch's operations; small networks gain nothing from more."""
     env_threads: int = 2
     """Threads that step the environments; the results do not depend on it."""
-    device: str = "cpu"
-    """Where the networks are trained: cpu, cuda or auto; acting is always on the CPU."""
+    device: str = "auto"
+    """Where the networks are trained: auto (CUDA if there is one), cpu, cuda; acting is always on
+    the CPU."""
     run_dir: Path = Path("runs/rl")
     """The folder of the run."""
     resume: bool = False
@@ -130,19 +135,22 @@ class TrainConfig:
             "rollout_steps",
             "eval_episodes",
             "save_every",
-            "threads",
-            "env_threads",
         ):
             value = getattr(self, name)
             _require(value >= 1, name, value, "1 or more")
         for name in ("seed", "eval_every"):
             value = getattr(self, name)
             _require(value >= 0, name, value, "0 or more")
+        check_threads("--threads", self.threads)
+        check_threads("--env-threads", self.env_threads)
+        most = FIRST_EVALUATION_SEED // self.num_envs - 1
+        _require(self.seed <= most, "seed", self.seed, f"at most {most} with this num-envs")
+        # A deviation over the samples of a part takes two of them.
         _require(
-            self.ppo.minibatches <= self.rollout_size,
+            2 * self.ppo.minibatches <= self.rollout_size,
             "ppo.minibatches",
             self.ppo.minibatches,
-            f"at most num-envs x rollout-steps, {self.rollout_size}",
+            f"at most half of num-envs x rollout-steps, which is {self.rollout_size}",
         )
 
     @property

@@ -1,22 +1,24 @@
 """Deterministic evaluation: mean actions, frozen statistics, fixed seeds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from psgd_optim.tools.checkpoint import read_checkpoint
 from psgd_optim.tools.run_folder import BEST, LAST
 from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
+from psgd_rl.config import FIRST_EVALUATION_SEED
 from psgd_rl.envs import VectorEnv
 from psgd_rl.tasks import FloatArray, find_task
 
 KIND = "psgd_rl"
 """The kind of this package's checkpoints."""
-FIRST_SEED = 10**9
-"""Evaluation episode `i` has the seed `FIRST_SEED + i`, far from those of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,15 @@ class Evaluation:
 
     returns: FloatArray
     lengths: NDArray[np.int64]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the episodes as tensors."""
+        return {"returns": torch.tensor(self.returns), "lengths": torch.tensor(self.lengths)}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> "Evaluation":
+        """Return the evaluation whose `state_dict` this is."""
+        return cls(returns=state["returns"].numpy(), lengths=state["lengths"].numpy())
 
     @property
     def return_mean(self) -> float:
@@ -58,7 +69,7 @@ def evaluate(agent: Agent, episodes: int, *, threads: int = 1) -> Evaluation:
     """
     if episodes < 1:
         raise InputError(f"Got {episodes} evaluation episodes; give 1 or more.")
-    seeds = [FIRST_SEED + i for i in range(episodes)]
+    seeds = [FIRST_EVALUATION_SEED + i for i in range(episodes)]
     env = VectorEnv(find_task(agent.env_id), seeds, threads=threads)
     agent.check_spaces(env)
     policy = agent.acting_policy()

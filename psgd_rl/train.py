@@ -1,6 +1,7 @@
 """Training: collect a rollout, update, log, save; interruptible and resumable to the bit."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from tqdm import tqdm
 
 from psgd_optim.config import build
-from psgd_optim.tools.checkpoint import read_checkpoint, write_checkpoint
-from psgd_optim.tools.run_folder import RunFolder
+from psgd_optim.tools.checkpoint import write_checkpoint
+from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
 from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, torch_threads
 from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic
@@ -60,33 +61,27 @@ def train(config: TrainConfig) -> Result:
         InputError: If the folder cannot be used, or a loss, an observation or a reward is not
             finite; the last checkpoint stays.
     """
-    device = resolve_device(config.device)
-    with (
-        Interrupt() as interrupt,
-        torch_threads(config.threads),
-        RunFolder(
-            config.run_dir, config, resume=config.resume, overwrite=config.overwrite
-        ) as folder,
-    ):
-        run = _Run(config, device, folder)
-        if config.resume:
-            run.load()
-        else:
-            run.save()  # so that there is something to resume from at any moment
-        total = config.iterations * config.rollout_size
-        with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
-            while run.steps < total and not interrupt.requested:
-                run.iterate()
-                bar.update(config.rollout_size)
-        return run.finish()
+    with Interrupt() as interrupt, torch_threads(config.threads):
+        run = _Run(config)
+        with run.open_folder():
+            total = config.iterations * config.rollout_size
+            with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
+                while run.steps < total and not interrupt.requested:
+                    run.iterate()
+                    bar.update(config.rollout_size)
+            return run.finish()
 
 
 class _Run:
-    """A run between two rollouts: everything that the next one depends on."""
+    """A run between two rollouts; nothing is written before `open_folder`.
 
-    def __init__(self, config: TrainConfig, device: torch.device, folder: RunFolder) -> None:
+    Args:
+        config: The run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self._folder = folder
+        device = resolve_device(config.device)
         generator = torch.Generator().manual_seed(config.seed)
         # Seeds s and s + 1 share no environment's seed.
         seeds = [config.seed * config.num_envs + i for i in range(config.num_envs)]
@@ -110,8 +105,22 @@ class _Run:
             config.seed,
         )
         self.iteration = 0
+        self._evaluation: Evaluation | None = None  # the final one
         self._best = -math.inf
         self._watch = Stopwatch()
+
+    def open_folder(self) -> RunFolder:
+        """Create the run's folder, or go back to the state that the run left there."""
+        config = self._config
+        self._folder = RunFolder(
+            config.run_dir, KIND, config, resume=config.resume, overwrite=config.overwrite
+        )
+        if config.resume:
+            self._load(read_run(config.run_dir, KIND)[1])
+            self._folder.rewind(self.steps)
+        else:
+            self.save()  # so that there is something to resume from at any moment
+        return self._folder
 
     @property
     def steps(self) -> int:
@@ -142,16 +151,22 @@ class _Run:
             self.save()
 
     def finish(self) -> Result:
-        """Evaluate if the run is complete, save, and write the summary."""
+        """Evaluate if the run is complete, save, and write the summary.
+
+        Returns:
+            How the run stands; one that had been finished before is left as it is.
+        """
         done = self.iteration >= self._config.iterations
-        evaluation = self._evaluate() if done else None
-        self.save()
+        if self._evaluation is None:
+            if done:
+                self._evaluation = self._evaluate()
+            self.save()
         result = Result(
             status="finished" if done else "interrupted",
             run_dir=self._folder.path,
             steps=self.steps,
-            seconds=self._watch.seconds,
-            evaluation=evaluation,
+            seconds=self._seconds,
+            evaluation=self._evaluation,
         )
         self._folder.write_summary(self._summary(result))
         return result
@@ -192,26 +207,30 @@ class _Run:
         write_checkpoint(self._folder.last_checkpoint, KIND, self._content())
 
     def _content(self) -> dict[str, Any]:
+        self._seconds = self._watch.seconds
+        evaluation = self._evaluation
         return {
+            "config": config_to_dict(self._config),
             "agent": self._agent.state_dict(),
             "collector": self._collector.state_dict(),
             "updater": self._updater.state_dict(),
             "iteration": self.iteration,
             "best": self._best,
-            "seconds": self._watch.seconds,
+            "seconds": self._seconds,
+            "evaluation": evaluation and evaluation.state_dict(),
             "eval_episodes": self._config.eval_episodes,
         }
 
-    def load(self) -> None:
-        """Continue from the folder's last checkpoint."""
-        content = read_checkpoint(self._folder.last_checkpoint, KIND)
+    def _load(self, content: Mapping[str, Any]) -> None:
         self._agent.load_state_dict(content["agent"])
         self._collector.load_state_dict(content["collector"])
         self._updater.load_state_dict(content["updater"])
         self.iteration = content["iteration"]
         self._best = content["best"]
-        self._watch = Stopwatch(content["seconds"])
-        self._folder.rewind(self.steps)
+        self._seconds = content["seconds"]
+        self._watch = Stopwatch(self._seconds)
+        if content["evaluation"] is not None:
+            self._evaluation = Evaluation.from_state(content["evaluation"])
 
 
 def _episode_figures(episodes: list[Episode]) -> dict[str, float]:

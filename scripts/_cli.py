@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,15 @@ from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
 Config = TypeVar("Config")
-OK, FAILED, BAD_INPUT, STORAGE = 0, 1, 2, 3
+OK, BAD_INPUT, STORAGE, INTERRUPTED = 0, 2, 3, 130
 STORAGE_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
     errno.EACCES,
     errno.EIO,
+    errno.EPERM,
+    errno.EFBIG,
     errno.ENAMETOOLONG,
 )
 SETTINGS = (tyro.conf.AvoidSubcommands,)
@@ -203,13 +206,21 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
         main: Takes the arguments after the program's name.
 
     Returns:
-        0 done or interrupted, 2 bad input, 3 storage; anything else raises, which exits with 1.
+        0 done or cleanly interrupted, 2 bad input, 3 storage, 130 cut off by a second signal;
+        anything else raises, which exits with 1.
     """
     try:
         main(sys.argv[1:])
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has seen enough, as in `sample_lm.py RUN | head`.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- until the exit
+        return OK
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise

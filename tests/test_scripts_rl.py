@@ -94,7 +94,7 @@ BAD = [
     (train_rl, ("smoke", "--ppo.epoch", "3"), "no flag --ppo.epoch"),
     (train_rl, ("smoke", "--ppo.epochs", "0"), "ppo.epochs = 0; give 1 or more"),
     (train_rl, ("smoke", "--threads", "many"), "many"),
-    (train_rl, ("smoke", "--threads", "0"), "threads = 0; give 1 or more"),
+    (train_rl, ("smoke", "--threads", "0"), "Got --threads 0; give 1 to 256."),
     (train_rl, ("smoke", "--actor", "adamv"), "did you mean adamw"),
     (train_rl, ("smoke", "--device", "abacus"), "abacus"),
     (train_rl, ("smoke", "--resume", "--run-dir", "nothing"), "nothing"),

@@ -18,6 +18,9 @@ def write_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> None:
         path: The file to create or replace.
         kind: The application that the file belongs to, checked again on reading.
         content: Tensors, numbers, strings, and dicts and lists of them.
+
+    Raises:
+        OSError: If the file cannot be written; it names the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -27,6 +30,9 @@ def write_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        # The message of a full disk names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
 

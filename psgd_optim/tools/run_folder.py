@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from psgd_optim.tools.checkpoint import read_checkpoint
 from psgd_optim.types import InputError
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def write_json(path: Path, value: object) -> None:
     partial.replace(path)
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 -- JSON is of any shape
-    """Read a JSON file.
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Args:
         path: The file.
@@ -40,14 +41,44 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 -- JSON is of any shape
         Its value.
 
     Raises:
-        InputError: If the file is missing or is no JSON.
+        InputError: If the file is missing, is no JSON or holds something else.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"There is no {path}; name a folder that a training run wrote.") from error
     except ValueError as error:
         raise InputError(f"{path} is not readable JSON ({error}); train again.") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not an object; train again.")
+    return value
+
+
+def first_difference(
+    stored: Mapping[str, Any], given: Mapping[str, Any], prefix: str = ""
+) -> str | None:
+    """Describe the first setting in which two configurations differ.
+
+    Args:
+        stored: A configuration as JSON values, as it was.
+        given: The same, as it is now.
+        prefix: Of the names.
+
+    Returns:
+        `name = old, got new`, or `None` when they agree.
+
+    >>> first_difference({"optim": {"lr": 1}, "steps": 5}, {"optim": {"lr": 2}, "steps": 5})
+    'optim.lr = 1, got 2'
+    """
+    for key in sorted(stored.keys() | given.keys(), key=lambda key: (key != "name", key)):
+        old, new = stored.get(key), given.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found = first_difference(old, new, f"{prefix}{key}.")
+            if found:
+                return found
+        elif old != new:
+            return f"{prefix}{key} = {old}, got {new}"
+    return None
 
 
 def config_to_dict(config: "DataclassInstance") -> dict[str, Any]:
@@ -67,6 +98,41 @@ def config_to_dict(config: "DataclassInstance") -> dict[str, Any]:
     return dict(result)
 
 
+def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide what a run computes."""
+    return {key: value for key, value in settings.items() if key not in RUN_CONTROL}
+
+
+def read_run(path: Path, kind: str, name: str = LAST) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a run's configuration and one of its checkpoints.
+
+    Args:
+        path: The run's folder.
+        kind: Of the application.
+        name: `LAST` or `BEST`.
+
+    Returns:
+        The configuration as JSON values, and the content of the checkpoint, whose `config` is
+        the configuration that it was written under.
+
+    Raises:
+        InputError: If one of them is missing or damaged, is of another kind, or if the checkpoint
+            is of another run.
+    """
+    config = read_json(path / CONFIG)
+    if config.get("kind") != kind:
+        raise InputError(f"{path} is of kind {config.get('kind')}, not {kind}; name such a run.")
+    content = read_checkpoint(path / name, kind)
+    written = {"kind": kind, **_essential(content["config"])}
+    difference = first_difference(_essential(config), written)
+    if difference:
+        raise InputError(
+            f"{path / name} is a checkpoint of another run: {CONFIG} says {difference} in the "
+            "checkpoint; restore the run's own checkpoint."
+        )
+    return config, content
+
+
 class RunFolder:
     """The folder of one run, open for writing; a context manager that flushes its logs.
 
@@ -75,6 +141,7 @@ class RunFolder:
 
     Args:
         path: The folder.
+        kind: What the folder is of; folders of another kind are neither resumed nor deleted.
         config: The run's configuration, with the fields named in `RUN_CONTROL`.
         resume: Continue the run that is in the folder.
         overwrite: Delete the run that is in the folder first.
@@ -87,18 +154,19 @@ class RunFolder:
     def __init__(
         self,
         path: Path,
+        kind: str,
         config: "DataclassInstance",
         *,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:
-        settings = config_to_dict(config)
+        settings = {"kind": kind, **config_to_dict(config)}
         self.path = path
         self._check(settings, resume=resume, overwrite=overwrite)
         if overwrite and path.exists():
-            shutil.rmtree(path)
+            shutil.rmtree(path.resolve())  # what a link leads to, not the link
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.resolve().mkdir(parents=True, exist_ok=True)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise InputError(
                 f"{path} cannot be made ({error.strerror}); give another --run-dir."
@@ -112,12 +180,13 @@ class RunFolder:
             raise InputError("Got --resume and --overwrite; give one of them.")
         if resume:
             stored = read_json(self.path / CONFIG)
-            for key in sorted((stored.keys() | settings.keys()) - set(RUN_CONTROL)):
-                if stored.get(key) != settings.get(key):
-                    raise InputError(
-                        f"{self.path} was started with {key} = {stored.get(key)}, got "
-                        f"{settings.get(key)}; give the same settings or another --run-dir."
-                    )
+            self._check_kind(stored, settings)
+            difference = first_difference(_essential(stored), _essential(settings))
+            if difference:
+                raise InputError(
+                    f"{self.path} was started with {difference}; give the same settings or "
+                    "another --run-dir."
+                )
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             is_run = (self.path / CONFIG).is_file()
             if not is_run:
@@ -128,6 +197,14 @@ class RunFolder:
                 raise InputError(
                     f"{self.path} has a run; give --resume, --overwrite or another --run-dir."
                 )
+            self._check_kind(read_json(self.path / CONFIG), settings)
+
+    def _check_kind(self, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        if stored.get("kind") != settings["kind"]:
+            raise InputError(
+                f"{self.path} is of kind {stored.get('kind')}, not {settings['kind']}; give "
+                "another --run-dir."
+            )
 
     @property
     def last_checkpoint(self) -> Path:
@@ -140,7 +217,8 @@ class RunFolder:
         return self.path / BEST
 
     def rewind(self, step: int) -> None:
-        """Drop the metrics of later steps, before a run goes on from `step`."""
+        """Drop the summary and the metrics of later steps, before a run goes on from `step`."""
+        (self.path / SUMMARY).unlink(missing_ok=True)
         log = self.path / METRICS
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()

@@ -29,13 +29,17 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cause: Exception | None = None
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        is_usable = device.type in ("cpu", "cuda")
     except (RuntimeError, AssertionError) as error:
+        is_usable, cause = False, error
+    if not is_usable:
         raise InputError(
             f"The device {name!r} cannot be used here; use auto, cpu or cuda."
-        ) from error
+        ) from cause
     return device
 
 
@@ -65,6 +69,24 @@ def set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+MOST_THREADS = 256
+"""Beyond this a number of threads is a mistake; the thread pools crash on large ones."""
+
+
+def check_threads(name: str, count: int) -> None:
+    """Refuse a number of threads that cannot be meant.
+
+    Args:
+        name: The setting's flag.
+        count: Its value.
+
+    Raises:
+        InputError: If it is below 1 or above `MOST_THREADS`.
+    """
+    if not 1 <= count <= MOST_THREADS:
+        raise InputError(f"Got {name} {count}; give 1 to {MOST_THREADS}.")
+
+
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Give torch's CPU operations a number of threads for a while."""
@@ -79,7 +101,8 @@ def torch_threads(count: int) -> Iterator[None]:
 class Interrupt:
     """Turns the first SIGINT or SIGTERM into a request that a loop can honour between two steps.
 
-    A second signal raises `KeyboardInterrupt` at once. Outside the main thread, where Python
+    A request that is still open when the block ends passes to an `Interrupt` around it. A second
+    signal raises `KeyboardInterrupt` at once. Outside the main thread, where Python
     cannot install handlers, it does nothing.
 
     >>> with Interrupt() as interrupt:
@@ -105,6 +128,9 @@ class Interrupt:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Interrupt):
+                outer.requested = outer.requested or self.requested
         self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -33,7 +33,7 @@ def test_without_learning_rates_every_optimizer_has_its_own():
         ({"seeds": ()}, "no seeds; give --seeds one or more"),
         ({"optimizers": ("adam",)}, "no optimizer 'adam'; did you mean adamw"),
         ({"lrs": (1e-3, 0.001)}, "psgd-lr0.001-seed0 is asked for twice"),
-        ({"lrs": (-1.0,)}, "PSGD got lr = -1.0"),
+        ({"lrs": (-1.0,)}, "lr = -1.0; give a number above 0"),
     ],
 )
 def test_impossible_grid_is_refused(changes, message):

@@ -19,8 +19,8 @@ from psgd_optim.types import InputError
         ({"grad_clip": float("nan")}, "grad_clip nan"),
         ({"seed": -1}, "seed -1; give --seed 0 or more"),
         ({"seed": 2**63}, "seed 9223372036854775808; give --seed .* less than 2"),
-        ({"threads": 1000}, "threads 1000; give --threads at most 256"),
-        ({"threads": 0}, "threads 0; give --threads 1 or more"),
+        ({"threads": 1000}, "--threads 1000; give 1 to 256"),
+        ({"threads": 0}, "--threads 0; give 1 to 256"),
         ({"eval_every": 0}, "eval_every 0; give --eval-every 1 or more"),
     ],
 )

@@ -9,9 +9,9 @@ import torch
 from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
-from psgd_rl.config import NetworkConfig
+from psgd_rl.config import FIRST_EVALUATION_SEED, NetworkConfig
 from psgd_rl.envs import VectorEnv
-from psgd_rl.evaluate import FIRST_SEED, KIND, evaluate, evaluate_checkpoint, evaluate_run
+from psgd_rl.evaluate import KIND, evaluate, evaluate_checkpoint, evaluate_run
 from psgd_rl.tasks import HALF_CHEETAH, TASKS
 
 
@@ -34,7 +34,8 @@ def checkpoint(agent, tmp_path):
 
 def test_equals_a_plain_loop(agent):
     got = evaluate(agent, 2)
-    env, policy = VectorEnv(HALF_CHEETAH, [FIRST_SEED, FIRST_SEED + 1]), agent.acting_policy()
+    env = VectorEnv(HALF_CHEETAH, [FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 1])
+    policy = agent.acting_policy()
     expected = np.zeros(2)
     for _ in range(1000):
         action = agent.best_action(policy, env.observation)
@@ -55,7 +56,7 @@ def test_counts_one_episode_per_seed_however_long_the_others_are(agent, monkeypa
     assert len(set(together.lengths.tolist())) > 1
     policy = agent.acting_policy()
     for i in range(6):
-        env, total, over = VectorEnv(task, [FIRST_SEED + i]), 0.0, False
+        env, total, over = VectorEnv(task, [FIRST_EVALUATION_SEED + i]), 0.0, False
         length = 0
         while not over:
             action = agent.best_action(policy, env.observation)

@@ -12,8 +12,10 @@ import torch
 
 from psgd_optim.config import AdamWConfig
 from psgd_optim.tools.checkpoint import read_checkpoint
+from psgd_optim.tools.run_folder import LAST, RUN_CONTROL
 from psgd_optim.types import InputError
 from psgd_rl import PRESETS, evaluate_run, train
+from psgd_rl.config import NetworkConfig
 from psgd_rl.evaluate import KIND
 from psgd_rl.update import Updater
 
@@ -39,7 +41,10 @@ def lines(config):
 
 
 def last(config):
-    return read_checkpoint(config.run_dir / "checkpoint" / "last.pt", KIND)
+    content = read_checkpoint(config.run_dir / "checkpoint" / "last.pt", KIND)
+    for name in RUN_CONTROL:
+        content["config"].pop(name, None)
+    return content
 
 
 def assert_equal(one, two, path=""):
@@ -129,8 +134,9 @@ def test_signal_at_any_moment_then_resume_changes_no_bit(config, kind, number):
     parts = replace(config, run_dir=config.run_dir / "parts")
     seconds = train(whole).seconds
     statuses = []
+    moments = random.Random(f"{kind} {number}")  # of a clock that is never quite the same
     while "finished" not in statuses:
-        delay = random.uniform(0.05, 0.6) * seconds / 2
+        delay = moments.uniform(0.05, 0.6) * seconds / 2
         timer = threading.Timer(delay, os.kill, (os.getpid(), number))
         if len(statuses) < 2:
             timer.start()
@@ -163,9 +169,38 @@ def test_interrupted_run_says_so(config, monkeypatch):
 
 
 def test_resuming_a_finished_run_reports_it_again(config):
-    first, second = train(config), train(replace(config, resume=True))
+    first = train(config)
+    summary = (config.run_dir / "summary.json").read_text(encoding="utf-8")
+    logged = lines(config)
+    second = train(replace(config, resume=True))
     assert second.evaluation.return_mean == first.evaluation.return_mean
-    assert second.steps == first.steps
+    assert (second.steps, second.seconds) == (first.steps, first.seconds)
+    assert lines(config) == logged
+    assert (config.run_dir / "summary.json").read_text(encoding="utf-8") == summary
+
+
+@pytest.mark.parametrize("other", [{"seed": 7}, {"network": NetworkConfig(hidden=(8,))}])
+def test_checkpoint_of_another_run_is_refused(config, other):
+    theirs = replace(config, run_dir=config.run_dir.with_name("theirs"), **other)
+    train(theirs)
+    train(config)
+    (theirs.run_dir / LAST).replace(config.run_dir / LAST)
+    with pytest.raises(InputError, match="is a checkpoint of another run"):
+        train(replace(config, resume=True))
+
+
+def test_run_is_not_deleted_for_one_that_cannot_work(config):
+    train(config)
+    before = last(config)
+    with pytest.raises(InputError, match="cannot be used here"):
+        train(replace(config, overwrite=True, device="cuda:99"))
+    assert_equal(last(config), before)
+
+
+def test_what_cannot_work_leaves_no_folder(config):
+    with pytest.raises(InputError, match="cannot be used here"):
+        train(replace(config, device="cuda:99"))
+    assert not config.run_dir.exists()
 
 
 def test_loss_that_is_not_finite_names_the_iteration_and_keeps_the_checkpoint(config, monkeypatch):

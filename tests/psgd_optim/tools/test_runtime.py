@@ -9,6 +9,7 @@ import torch
 from psgd_optim.tools.runtime import (
     Interrupt,
     Stopwatch,
+    check_threads,
     resolve_device,
     seed_everything,
     torch_threads,
@@ -22,7 +23,7 @@ def test_auto_is_the_best_device_there_is() -> None:
     assert resolve_device("cpu").type == "cpu"
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", ""])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
 def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="use auto, cpu or cuda"):
         resolve_device(name)
@@ -46,6 +47,21 @@ def test_the_first_signal_is_a_request_and_the_second_an_interruption(number: in
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+
+
+def test_a_request_passes_to_the_interrupt_around_it() -> None:
+    with Interrupt() as outer:
+        with Interrupt() as inner:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert inner.requested
+        assert outer.requested
+
+
+@pytest.mark.parametrize("count", [0, -1, 100_000])
+def test_numbers_of_threads_that_cannot_be_meant_are_refused(count: int) -> None:
+    check_threads("--threads", 1)
+    with pytest.raises(InputError, match=f"Got --threads {count}; give 1 to 256"):
+        check_threads("--threads", count)
 
 
 def test_outside_the_main_thread_it_does_nothing() -> None:
