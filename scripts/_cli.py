@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
@@ -197,6 +198,22 @@ def _message(box: str) -> str:
     text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯-"), body))
     # A complaint of our own already names the flag.
     return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text) or "The flags cannot be parsed."
+
+
+def again(script: str, args: Sequence[str]) -> str:
+    """Return the line that says how to go on with an interrupted run.
+
+    Args:
+        script: The script's file name.
+        args: The command line after it.
+
+    Returns:
+        The same command with `--resume`, for the Python that runs now.
+    """
+    kept = [arg for arg in args if arg not in ("--resume", "--overwrite")]
+    near = os.path.relpath(sys.executable)
+    python = sys.executable if near.startswith("..") else near
+    return "resume with: " + shlex.join([python, f"scripts/{script}", *kept, "--resume"])
 
 
 def run(main: Callable[[Sequence[str]], None]) -> int:

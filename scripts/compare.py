@@ -1,9 +1,8 @@
 """Compare optimizers on one task: compare.py TASK [PRESET] [--flag value ...]."""
 
-import shlex
 from collections.abc import Sequence
 
-from _cli import BAD_INPUT, OK, parse, parse_known, run
+from _cli import BAD_INPUT, OK, again, parse, parse_known, run
 
 from psgd_lm import compare as lm
 from psgd_lm.config import PRESETS
@@ -32,8 +31,7 @@ def main(args: Sequence[str]) -> None:
         print(result.table)
         print(f"\ncurves: {result.run_dir / lm.PICTURE}\nrun folder: {result.run_dir}")
     else:
-        again = [arg for arg in args if arg not in ("--resume", "--overwrite")]
-        print(f"resume with: python scripts/compare.py {shlex.join(again)} --resume")
+        print(again("compare.py", args))
 
 
 if __name__ == "__main__":

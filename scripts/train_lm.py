@@ -1,9 +1,8 @@
 """Train a language model: train_lm.py PRESET [--flag value ...]."""
 
-import shlex
 from collections.abc import Sequence
 
-from _cli import parse, run
+from _cli import again, parse, run
 
 from psgd_lm.config import PRESETS, TUNED
 from psgd_lm.train import train
@@ -25,8 +24,7 @@ def main(args: Sequence[str]) -> None:
     )
     print(f"run folder: {result.run_dir}")
     if result.status == "interrupted":
-        again = [arg for arg in args if arg not in ("--resume", "--overwrite")]
-        print(f"resume with: python scripts/train_lm.py {shlex.join(again)} --resume")
+        print(again("train_lm.py", args))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Train a PPO agent: train_rl.py PRESET [--flag value ...]."""
 
-import shlex
 from collections.abc import Sequence
 
-from _cli import parse, run
+from _cli import again, parse, run
 
 from psgd_rl import PRESETS, TUNED, train
 
@@ -21,8 +20,7 @@ def main(args: Sequence[str]) -> None:
         print(f"return {evaluation.return_mean} +- {evaluation.return_std}")
     print(f"run folder: {result.run_dir}")
     if result.status == "interrupted":
-        again = [arg for arg in args if arg not in ("--resume", "--overwrite")]
-        print(f"resume with: python scripts/train_rl.py {shlex.join(again)} --resume")
+        print(again("train_rl.py", args))
 
 
 if __name__ == "__main__":

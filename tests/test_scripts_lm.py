@@ -1,8 +1,10 @@
 """Every language-model script, from its command line to what it prints, in this process."""
 
 import json
+import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import compare
@@ -64,7 +66,8 @@ def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
         code, out, _ = call(train_lm, "smoke --seed 3")
     assert code == OK
     assert "interrupted: 0 steps" in out
-    command = re.search(r"resume with: python scripts/train_lm.py (.*)", out)[1]
+    python, command = re.search(r"resume with: (\S+) scripts/train_lm.py (.*)", out).groups()
+    assert os.path.samefile(python, sys.executable)
     assert command == "smoke --seed 3 --resume"
     code, out, _ = call(train_lm, command)
     assert code == OK
