@@ -85,10 +85,16 @@ TUNED: dict[str, dict[str, OptimizerConfig]] = {
 }
 """Per preset, the settings that every optimizer starts from."""
 
+ABOUT = {
+    "embedded": "0.8 M parameters on text that needs no download; a minute or two on a CPU",
+    "smoke": "a few thousand parameters; under a second, to see what a run writes",
+    "shakespeare-cpu": "nanoGPT's CPU run; needs --data.path FILE; some minutes on a CPU",
+    "shakespeare-char": "nanoGPT's GPU run, 10.7 M parameters; needs --data.path FILE",
+}
+"""What each preset is, in a line."""
+
 PRESETS: dict[str, TrainConfig] = {
-    # The first run: nanoGPT's CPU model on text that needs no download.
     "embedded": TrainConfig(optim=TUNED["embedded"]["psgd"], run_dir=Path("runs/embedded")),
-    # Under a second; for tests and for a look at what a run writes.
     "smoke": TrainConfig(
         model=GPTConfig(layers=1, heads=2, width=16, context=16),
         optim=TUNED["smoke"]["psgd"],
@@ -99,7 +105,6 @@ PRESETS: dict[str, TrainConfig] = {
         eval_every=10,
         run_dir=Path("runs/smoke"),
     ),
-    # nanoGPT's two Shakespeare runs: its models, data, budgets and AdamW settings.
     "shakespeare-cpu": TrainConfig(
         data=SHAKESPEARE,
         optim=TUNED["shakespeare-cpu"]["psgd"],

@@ -182,6 +182,12 @@ TUNED: dict[str, dict[str, OptimizerConfig]] = {
 }
 """Per preset, the settings that each optimizer starts from."""
 
+ABOUT = {
+    "halfcheetah": "HalfCheetah-v5, 1 M steps; some two minutes on two cores",
+    "smoke": "the same with tiny networks; under a second, to see what a run writes",
+}
+"""What each preset is, in a line."""
+
 PRESETS: dict[str, TrainConfig] = {
     "halfcheetah": TrainConfig(
         actor=TUNED["halfcheetah"]["psgd"],

@@ -38,6 +38,7 @@ def parse(
     args: Sequence[str],
     *,
     prog: str,
+    about: Mapping[str, str],
     tuned: Mapping[str, Mapping[str, OptimizerConfig]] | None = None,
 ) -> Config:
     """Build a configuration from `PRESET [--flag value ...]`.
@@ -49,6 +50,7 @@ def parse(
         presets: The named starting points.
         args: The command line after the program's name.
         prog: The program's name in `--help`.
+        about: A line on each preset.
         tuned: Per preset, the settings that `--FIELD NAME` starts from instead of the defaults.
 
     Returns:
@@ -59,7 +61,7 @@ def parse(
     """
     if not args or args[0] in ("-h", "--help"):
         lines = [f"usage: {prog} PRESET [--flag value ...]", "", "presets:"]
-        lines += [f"  {name}" for name in presets]
+        lines += [f"  {name:<{max(map(len, presets))}}  {about[name]}" for name in presets]
         choices = " and ".join(f"--{field} NAME" for field in _optimizer_fields(presets))
         lines += ["", f"{prog} PRESET --help lists the flags; an optimizer is chosen with"]
         lines += [f"{choices}, where NAME is one of: {', '.join(OPTIMIZERS)}."]
