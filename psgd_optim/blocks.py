@@ -59,8 +59,9 @@ class Block:
         self.state = state
         self.steps = steps
         self.momentum = momentum
-        self.waiting = True  # whether a row may still wait for its first gradient
-        self._index: Tensor | None = None  # the rows of a larger block that this one copies
+        # Rows that are not known on the host to have seen a first non-zero gradient.
+        self.pending = set(range(len(self.params)))
+        self._rows: list[int] | None = None  # the rows of a larger block that this one copies
 
     @classmethod
     def allocate(cls, params: Sequence[Tensor], form: Preconditioner, *, momentum: bool) -> "Block":
@@ -122,21 +123,21 @@ class Block:
         state = {name: x[index] for name, x in self.state.items()}
         params = [self.params[i] for i in rows]
         part = Block(params, self.form, state, self.steps[index], momentum)
-        part.waiting, part._index = self.waiting, index
+        part.pending = {i for i, row in enumerate(rows) if row in self.pending}
+        part._rows = rows
         return part
 
     def write_back(self, part: "Block") -> None:
         """Copy the state of a selection back."""
-        index = part._index
-        if index is None:
+        if part._rows is None:
             return
+        index = torch.tensor(part._rows, device=self.steps.device)
         self.steps[index] = part.steps
         if self.momentum is not None and part.momentum is not None:
             self.momentum[index] = part.momentum
         for name, x in part.state.items():
             self.state[name][index] = x
-        if self.waiting:
-            self.waiting = not bool((self.steps > 0).all())
+        self.pending -= {row for i, row in enumerate(part._rows) if i not in part.pending}
 
     def gather(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""

@@ -169,7 +169,7 @@ class PSGD(torch.optim.Optimizer):
         ok = peak.isfinite()
         grads.masked_fill_(~per_block(ok, grads), 0)
         active = ok & ((block.steps > 0) | (peak > 0))
-        if block.waiting:
+        if block.pending:
             self._start(block, grads, active, torch.where(ok, peak, 0))
         block.steps += active
         average = block.average(grads, active.to(block.steps.dtype), momentum)
@@ -198,7 +198,8 @@ class PSGD(torch.optim.Optimizer):
         for name, x in block.state.items():
             x.copy_(torch.where(per_block(fresh, x), started[name], x))
         # The only look at a tensor's value from the host, and only until all rows have started.
-        block.waiting = not bool(((block.steps > 0) | fresh).all())
+        if bool(((block.steps > 0) | fresh).all()):
+            block.pending.clear()
 
     def _parameters(self) -> Iterator[Tensor]:
         return itertools.chain.from_iterable(group["params"] for group in self.param_groups)

@@ -232,14 +232,20 @@ def test_the_host_looks_at_values_only_until_all_have_started(
 ) -> None:
     params = parameters()
     optimizer = PSGD(params)
-    run(optimizer, params, range(1))
-    starts = []
-    monkeypatch.setattr(PSGD, "_start", lambda self, *_: starts.append(1))
-    for step in range(1, 4):
+    start, starts = PSGD._start, []
+
+    def counting(self: PSGD, block: Any, *rest: Any) -> None:
+        starts.append(len(block.params))
+        start(self, block, *rest)
+
+    monkeypatch.setattr(PSGD, "_start", counting)
+    for step in range(4):
         set_gradients(params, step)
-        params[step].grad = None
+        params[1].grad = None  # one of a stack of three, which never gets any
+        if step == 2:
+            params[0].grad = None
         optimizer.step()
-    assert not starts
+    assert starts == [2, 1, 1]  # in the first step alone: two of the stack, and the others
 
 
 def test_a_parameter_unfrozen_later_is_trained_and_saved() -> None:
