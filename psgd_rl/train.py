@@ -137,8 +137,9 @@ class _Run:
         # Before the figures are logged or saved: the folder keeps the last good state.
         if bad:
             raise InputError(
-                f"Iteration {self.iteration + 1} gave {bad[0]} = {figures[bad[0]]}; lower the "
-                "learning rates. The last checkpoint is from before it."
+                f"The update after step {self.steps + config.rollout_size} gave {bad[0]} = "
+                f"{figures[bad[0]]}; lower --actor.lr and --critic.lr. The last good checkpoint "
+                f"is {self._folder.last_checkpoint}."
             )
         self.iteration += 1
         figures["charts/learning_rate"] = lr

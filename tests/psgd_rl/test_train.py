@@ -203,7 +203,7 @@ def test_what_cannot_work_leaves_no_folder(config):
     assert not config.run_dir.exists()
 
 
-def test_loss_that_is_not_finite_names_the_iteration_and_keeps_the_checkpoint(config, monkeypatch):
+def test_loss_that_is_not_finite_names_the_step_and_keeps_the_checkpoint(config, monkeypatch):
     update, calls = Updater.update, []
 
     def spoilt(self, rollout):
@@ -213,7 +213,7 @@ def test_loss_that_is_not_finite_names_the_iteration_and_keeps_the_checkpoint(co
         return update(self, rollout)
 
     monkeypatch.setattr(Updater, "update", spoilt)
-    with pytest.raises(InputError, match=r"Iteration 4 gave losses/.* = nan"):
+    with pytest.raises(InputError, match=r"after step 512 gave losses/.* = nan.*last\.pt"):
         train(config)
     content = last(config)
     assert content["iteration"] == 2
