@@ -30,6 +30,8 @@ def main(args: Sequence[str]) -> None:
     if result.status == "finished":
         print(result.table)
         print(f"\ncurves: {result.run_dir / lm.PICTURE}\nrun folder: {result.run_dir}")
+        if not any(row.finished for row in result.rows):
+            raise InputError("Every run diverged; give lower learning rates with --lrs.")
     else:
         print(again("compare.py", args))
 

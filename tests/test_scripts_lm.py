@@ -74,6 +74,13 @@ def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
     assert "finished: 20 steps" in out
 
 
+def test_comparison_of_nothing_but_diverged_runs_is_no_success(call):
+    code, out, err = call(compare, "lm smoke --lrs 1e30 --run-dir runs/bad")
+    assert code == BAD_INPUT
+    assert "| psgd |" in out
+    assert err == "error: Every run diverged; give lower learning rates with --lrs.\n"
+
+
 def test_compare_prints_its_table(call):
     code, out, err = call(compare, "lm smoke --seeds 0 1 --steps 10 --run-dir runs/first")
     assert (code, err) == (OK, "")
