@@ -21,8 +21,11 @@ class Preconditioner(abc.ABC):
     """
 
     name: ClassVar[str]
-    needs_v: ClassVar[bool] = False
-    """Whether `update` must see the probe `v` instead of integrating it out."""
+
+    @property
+    @abc.abstractmethod
+    def needs_v(self) -> bool:
+        """Whether `update` must see the probe `v` instead of integrating it out."""
 
     @abc.abstractmethod
     def init(self, shape: tuple[int, ...], scale: Tensor, like: Tensor) -> State:
