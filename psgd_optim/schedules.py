@@ -76,3 +76,34 @@ class Anneal:
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
         return max(self.end, self.start * math.exp(-self.decay * max(0, step - self.flat)))
+
+
+@final
+@dataclass(frozen=True)
+class Adaptive:
+    """A step size of `Q` that follows the measured whitening error of each row.
+
+    The error is the average of `|mean |P h|^2 / mean |v|^2 - 1|` over past fits, 0 where the
+    preconditioned sample has the size of the probe; the step size is that error, within limits.
+    Measuring it costs one more application of `P` in a step that fits `Q`.
+
+    Args:
+        low: Smallest step size, above 0.
+        high: Largest step size, below 1; also the one at the start.
+        decay: Of the average.
+
+    Raises:
+        ValueError: If not `0 < low <= high < 1`, or the decay is outside [0, 1).
+    """
+
+    low: float = 0.01
+    high: float = 0.7
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < 1 or not 0 <= self.decay < 1:
+            raise ValueError(f"Got {self}; give 0 < low <= high < 1 and decay in [0, 1).")
+
+    def __call__(self, step: int) -> float:
+        """Return the largest step size, whatever the step."""
+        return self.high

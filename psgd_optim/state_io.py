@@ -43,10 +43,14 @@ def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> 
     Raises:
         ValueError: If saved state does not fit the block's form.
     """
-    for row, param in zip(block.rows(), block.params, strict=True):
+    for param, row in block.entries():
         if param not in saved:
             continue
-        theirs = {name: x for name, x in saved[param].items() if name != CLOCK}
+        theirs = {
+            name: x
+            for name, x in saved[param].items()
+            if name != CLOCK and name.startswith(block.view.prefix)
+        }
         found, expected = _layout(theirs), _layout(row)
         if found != expected:
             raise ValueError(

@@ -1,0 +1,180 @@
+"""First and second derivatives of a closure's loss, with errors that name the way out."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psgd_optim.types import InputError
+
+Closure = Callable[[], Tensor | Iterable[Tensor]]
+Probes = Mapping[Tensor, Tensor]
+"""A tensor of its shape for every parameter."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one evaluation of the loss gave.
+
+    Args:
+        loss: 0-D, without its graph.
+        grads: The gradient of every parameter that the loss depends on.
+        products: `H v` of the same parameters; empty when no probes were given.
+    """
+
+    loss: Tensor
+    grads: dict[Tensor, Tensor]
+    products: dict[Tensor, Tensor]
+
+
+@contextmanager
+def _readable_errors() -> Iterator[None]:
+    """Name the switch to flip where a fused kernel has no second derivative."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        text = str(error)
+        for sign, advice in _NO_SECOND_DERIVATIVE.items():
+            if sign in text:
+                raise InputError(
+                    f"Exact() cannot differentiate this loss twice: {advice}, or use "
+                    "Newton(pairs=FiniteDifference())."
+                ) from error
+        raise
+
+
+_NO_SECOND_DERIVATIVE = {
+    "attention": (
+        "scaled_dot_product_attention ran in a fused kernel; run the forward pass under "
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    ),
+    "cudnn": (
+        "a recurrent module (nn.RNN, nn.GRU or nn.LSTM) ran in cuDNN; run the forward pass under "
+        "torch.backends.cudnn.flags(enabled=False)"
+    ),
+    "aot_autograd": (
+        "a module was compiled by torch.compile; call the uncompiled module, which shares its "
+        "parameters"
+    ),
+}
+
+
+def losses(closure: Closure) -> Iterator[Tensor]:
+    """Return the parts of the loss, one after the other."""
+    result = closure()
+    for loss in (result,) if isinstance(result, Tensor) else result:
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise InputError(
+                f"The closure gave {_told(loss)} for a loss; return it as a tensor of one element "
+                "with its graph, without calling backward()."
+            )
+        yield loss
+
+
+def _told(loss: object) -> str:
+    if isinstance(loss, Tensor):
+        graph = "with" if loss.requires_grad else "without"
+        return f"a tensor of shape {tuple(loss.shape)} {graph} a graph"
+    return f"a {type(loss).__name__}"
+
+
+def gradients(loss: Tensor, params: Sequence[Tensor], *, twice: bool) -> dict[Tensor, Tensor]:
+    """Return the gradient of every parameter that the loss depends on."""
+    with _readable_errors():
+        grads = torch.autograd.grad(loss, params, create_graph=twice, allow_unused=True)
+    return {p: g for p, g in zip(params, grads, strict=True) if g is not None}
+
+
+def products(
+    grads: Mapping[Tensor, Tensor], params: Sequence[Tensor], probes: Probes
+) -> dict[Tensor, Tensor]:
+    """Return `H v`, zero for parameters that no gradient depends on."""
+    for p, g in grads.items():
+        # A gradient without a graph would leave its part of H v out, in silence: torch.compile
+        # has returned such gradients (pytorch issue 181581).
+        if not g.requires_grad:
+            number = next(i for i, q in enumerate(params) if q is p)
+            raise InputError(
+                f"The gradient of parameter {number}, of shape {tuple(p.shape)}, has no graph, so "
+                "that H v would leave it out: call the uncompiled module, or, if the loss is "
+                "linear in it, use Newton(pairs=FiniteDifference())."
+            )
+    inputs = list(grads)
+    with _readable_errors():
+        found = torch.autograd.grad(
+            list(grads.values()), inputs, [probes[p] for p in inputs], allow_unused=True
+        )
+    return {
+        p: torch.zeros_like(p) if hv is None else hv for p, hv in zip(inputs, found, strict=True)
+    }
+
+
+class Sums:
+    """Sums over the parts of a loss."""
+
+    def __init__(self) -> None:
+        self._loss: Tensor | None = None
+        self._grads: dict[Tensor, Tensor] = {}
+        self.products: dict[Tensor, Tensor] = {}
+
+    def add(self, loss: Tensor, grads: Mapping[Tensor, Tensor]) -> None:
+        """Add a part's loss and gradients."""
+        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        _add(self._grads, grads)
+
+    def addproducts(self, products: Mapping[Tensor, Tensor]) -> None:
+        """Add a part's Hessian-vector products."""
+        _add(self.products, products)
+
+    def evaluation(self) -> Evaluation:
+        """Return the sums."""
+        if self._loss is None:
+            raise InputError("The closure gave no loss; return one, or yield its parts.")
+        return Evaluation(self._loss, self._grads, self.products)
+
+
+def _add(sums: dict[Tensor, Tensor], parts: Mapping[Tensor, Tensor]) -> None:
+    for p, x in parts.items():
+        sums[p] = sums[p] + x.detach() if p in sums else x.detach()
+
+
+def difference_size(params: Sequence[Tensor]) -> float:
+    """Return the root of the coarsest parameter dtype's machine epsilon."""
+    eps = max(torch.finfo(p.dtype).eps for p in params)
+    if eps > torch.finfo(torch.float32).eps:
+        raise InputError(
+            "FiniteDifference got parameters in half precision, whose rounding hides the "
+            "difference; keep them in float32, or use Newton(pairs=Exact())."
+        )
+    return float(eps**0.5)
+
+
+class Surroundings:
+    """What an evaluation of the loss sees and changes besides parameters: randomness, buffers."""
+
+    def __init__(
+        self, cpu: Tensor, cuda: dict[torch.device, Tensor], buffers: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self._cpu, self._cuda, self._buffers = cpu, cuda, buffers
+
+    @classmethod
+    def remember(cls, params: Sequence[Tensor], module: nn.Module | None) -> "Surroundings":
+        """Copy the states of torch's generators and a module's buffers."""
+        devices = {p.device for p in params if p.device.type == "cuda"}
+        buffers: list[Any] = [] if module is None else list(module.buffers())
+        return cls(
+            torch.get_rng_state(),
+            {device: torch.cuda.get_rng_state(device) for device in devices},
+            [(b, b.detach().clone()) for b in buffers],
+        )
+
+    def restore(self) -> None:
+        """Put them back."""
+        torch.set_rng_state(self._cpu)
+        for device, state in self._cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        for buffer, held in self._buffers:
+            buffer.detach().copy_(held)
