@@ -12,9 +12,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"types"},
     {"linalg"},
+    {"group_gradient"},
     {"step_size", "geometry"},
-    {"factors"},
-    {"axis_plan"},
+    {"factors.base"},
+    {"factors.matrix", "factors.diagonal", "factors.normalisation"},
+    {"axis_plan", "frames"},
     {"forms.base"},
     {"forms.kron", "forms.diagonal"},
     {"criteria", "blocks", "schedules", "clipping"},
@@ -23,7 +25,7 @@ LAYERS = [
     {"config"},
 ]
 LAYER = {f"psgd_optim.{name}": i for i, names in enumerate(LAYERS) for name in names}
-ANYWHERE = {"psgd_optim", "psgd_optim.forms"}  # __init__ files
+ANYWHERE = {"psgd_optim", "psgd_optim.forms", "psgd_optim.factors"}  # __init__ files
 TOOLS = "psgd_optim.tools"
 
 
