@@ -121,8 +121,22 @@ class Hyperball(Decay):
 
 
 def as_decay(weight_decay: float | Decay) -> Decay:
-    """Return a decay as it is, and a number as the rate of the decoupled one."""
-    return weight_decay if isinstance(weight_decay, Decay) else Decoupled(weight_decay)
+    """Return a decay as it is, and a number as the rate of the decoupled one.
+
+    Args:
+        weight_decay: A decay or a rate.
+
+    Returns:
+        The decay.
+
+    Raises:
+        ValueError: If the rate is negative.
+    """
+    if isinstance(weight_decay, Decay):
+        return weight_decay
+    if not weight_decay >= 0:
+        raise ValueError(f"PSGD got weight_decay = {weight_decay}; give a number of at least 0.")
+    return Decoupled(weight_decay)
 
 
 def _norms(x: Tensor) -> Tensor:

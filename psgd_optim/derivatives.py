@@ -41,7 +41,7 @@ def _readable_errors() -> Iterator[None]:
             if sign in text:
                 raise InputError(
                     f"Exact() cannot differentiate this loss twice: {advice}, or use "
-                    "Newton(pairs=FiniteDifference())."
+                    "Newton(source=FiniteDifference())."
                 ) from error
         raise
 
@@ -100,7 +100,7 @@ def products(
             raise InputError(
                 f"The gradient of parameter {number}, of shape {tuple(p.shape)}, has no graph, so "
                 "that H v would leave it out: call the uncompiled module, or, if the loss is "
-                "linear in it, use Newton(pairs=FiniteDifference())."
+                "linear in it, use Newton(source=FiniteDifference())."
             )
     inputs = list(grads)
     with _readable_errors():
@@ -147,7 +147,7 @@ def difference_size(params: Sequence[Tensor]) -> float:
     if eps > torch.finfo(torch.float32).eps:
         raise InputError(
             "FiniteDifference got parameters in half precision, whose rounding hides the "
-            "difference; keep them in float32, or use Newton(pairs=Exact())."
+            "difference; keep them in float32, or use Newton(source=Exact())."
         )
     return float(eps**0.5)
 

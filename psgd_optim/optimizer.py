@@ -217,8 +217,9 @@ class PSGD(torch.optim.Optimizer):
         """Precondition all gradients, clip them together, and move the parameters."""
         done: list[tuple[dict[str, Any], Decay, Block, Block, Tensor]] = []
         skipped: list[Tensor] = []
-        for number, group, parts, block in self._numbered():
-            units = block.units_with_gradient()
+        # All gradients are looked at before anything moves: one that is refused leaves no trace.
+        work = [(*item, item[-1].units_with_gradient()) for item in self._numbered()]
+        for number, group, parts, block, units in work:
             if not units:
                 continue
             part = block.select(units)

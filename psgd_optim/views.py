@@ -115,7 +115,7 @@ class Joined(View):
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parameters that have a gradient, and their parts of the row."""
         params = self.params
-        parts = stack[0].split([p.numel() for p in params])
+        parts = torch.split(stack[0], [p.numel() for p in params])
         found = [(p, x.view(p.shape)) for p, x in zip(params, parts, strict=True) if _moves(p)]
         return [p for p, _ in found], [x for _, x in found]
 

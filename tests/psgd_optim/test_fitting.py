@@ -3,7 +3,8 @@ import itertools
 import pytest
 import torch
 
-from psgd_optim.fitting import Fitting, initial_scale, noise_generator
+from psgd_optim.fitting import Fitting, initial_scale
+from psgd_optim.noise import noise_generator
 from psgd_optim.schedules import Every
 
 CPU = torch.device("cpu")

@@ -21,6 +21,8 @@ from psgd_optim import (
     Kron,
     MomentumWhitening,
 )
+from psgd_optim import block_step
+from psgd_optim.blocks import Block
 
 SHAPES = [(6, 4), (6, 4), (4,), (6, 1, 4), ()]
 FORMS = {
@@ -232,13 +234,13 @@ def test_the_host_looks_at_values_only_until_all_have_started(
 ) -> None:
     params = parameters()
     optimizer = PSGD(params)
-    start, starts = PSGD._start, []
+    start, starts = block_step._start, []
 
-    def counting(self: PSGD, block: Any, *rest: Any) -> None:
-        starts.append(len(block.params))
-        start(self, block, *rest)
+    def counting(block: Block, *rest: Any) -> None:
+        starts.append(len(block.view.params))
+        start(block, *rest)
 
-    monkeypatch.setattr(PSGD, "_start", counting)
+    monkeypatch.setattr(block_step, "_start", counting)
     for step in range(4):
         set_gradients(params, step)
         params[1].grad = None  # one of a stack of three, which never gets any
