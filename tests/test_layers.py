@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
     {"types"},
-    {"linalg"},
+    {"linalg", "permutation_groups"},
     {"step_size", "geometry"},
     {"factors"},
     {"axis_plan"},
     {"forms.base"},
-    {"forms.kron", "forms.diagonal"},
+    {"forms.kron", "forms.diagonal", "forms.closed_diagonal", "forms.permutation"},
     {"criteria", "blocks", "schedules", "clipping"},
     {"fitting", "state_io", "summary"},
     {"optimizer"},

@@ -112,7 +112,11 @@ class Scalar(Preconditioner):
     def init(self, shape: tuple[int, ...], scale: Tensor, like: Tensor) -> State:
         """Return `q = scale`."""
         q = scale.to(like.device, state_dtype(like.real, self.dtype)).view(-1, 1).clone()
-        return {"q": q, "l": torch.zeros_like(lift(q[:, 0])), "shape": q.new_empty(len(q), 0, *shape)}
+        return {
+            "q": q,
+            "l": torch.zeros_like(lift(q[:, 0])),
+            "shape": q.new_empty(len(q), 0, *shape),
+        }
 
     def draw(self, state: State, generator: torch.Generator) -> State:
         """Return nothing: an update needs no random numbers."""
