@@ -11,7 +11,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import spectral_norm_bound
+from psgd_optim import linalg
 
 
 class GroupGradient(abc.ABC):
@@ -84,7 +84,8 @@ class VectorGradient(FactorGradient):
 
     def frobenius_norm(self) -> Tensor:
         """Return the 2-norm of the vector."""
-        return self.difference.flatten(1).norm(dim=1)
+        norm: Tensor = self.difference.flatten(1).norm(dim=1)
+        return norm
 
     def curvature(self) -> Tensor:
         """Return the largest entry of the sum."""
@@ -125,24 +126,29 @@ class MatrixGradient(FactorGradient):
         """Return `triu(T1 - T2) Q`, (B, n, n)."""
         return self.difference.triu() @ q
 
+    def upper_right(self, q: Tensor) -> Tensor:
+        """Return `Q triu(T1 - T2)`, (B, n, n)."""
+        return q @ self.difference.triu()
+
     def max_entry(self) -> Tensor:
         """Return the largest modulus of an entry."""
         return self.difference.abs().amax(dim=(1, 2))
 
     def spectral_norm(self) -> Tensor:
         """Return the estimated norm, at least the largest entry, a bound that it must meet."""
-        estimate = spectral_norm_bound(self.difference, self._start)
+        estimate = linalg.spectral_norm_bound(self.difference, self._start)
         return torch.maximum(estimate, self.max_entry())
 
     def frobenius_norm(self) -> Tensor:
         """Return the 2-norm of all entries."""
-        return self.difference.flatten(1).norm(dim=1)
+        norm: Tensor = self.difference.flatten(1).norm(dim=1)
+        return norm
 
     def curvature(self) -> Tensor:
         """Return the estimated norm of `T1 + T2`; exact in `T2` when it is a multiple of `I`."""
         if isinstance(self._t2, Tensor):
-            return spectral_norm_bound(self._t1 + self._t2, self._start)
-        return spectral_norm_bound(self._t1, self._start) + self._t2
+            return linalg.spectral_norm_bound(self._t1 + self._t2, self._start)
+        return linalg.spectral_norm_bound(self._t1, self._start) + self._t2
 
 
 @final
@@ -177,8 +183,13 @@ class RankTwoGradient(FactorGradient):
         Row `i` of `triu(a a^H) Q` is `a_i` times the sum of `conj(a_k) Q_k` over `k >= i`, a sum
         from the last row upwards. Source: algorithms 4.2 (derived there).
         """
-        y = _outer_upper(self._a, q)
-        return y - (q if self._b is None else _outer_upper(self._b, q))
+        y = _upper_left(self._a, q)
+        return y - (q if self._b is None else _upper_left(self._b, q))
+
+    def upper_right(self, q: Tensor) -> Tensor:
+        """Return `Q triu(a a^H - b b^H)`, (B, n, n); sums from the first column onwards."""
+        y = _upper_right(q, self._a)
+        return y - (q if self._b is None else _upper_right(q, self._b))
 
     def max_entry(self) -> Tensor:
         """Return the largest modulus of an entry; takes O(n^2) memory."""
@@ -219,6 +230,44 @@ class RankTwoGradient(FactorGradient):
         return aa, self._b.norm(dim=1).square(), ab
 
 
+@final
+class UpperGradient(FactorGradient):
+    """The upper triangle of another gradient, for triangular factors.
+
+    The sizes are those of the whole Hermitian gradient: its triangle has the same largest entry
+    and a smaller Frobenius norm, and its norm is at least every diagonal entry, so that a step
+    divided by any of them keeps the diagonal of `Q` positive.
+    """
+
+    def __init__(self, whole: MatrixGradient | RankTwoGradient) -> None:
+        """Keep the whole gradient."""
+        self._whole = whole
+
+    def left(self, q: Tensor) -> Tensor:
+        """Return `triu(E) Q`, (B, n, n)."""
+        return self._whole.upper_left(q)
+
+    def right(self, q: Tensor) -> Tensor:
+        """Return `Q triu(E)`, (B, n, n)."""
+        return self._whole.upper_right(q)
+
+    def max_entry(self) -> Tensor:
+        """Return the largest modulus of an entry."""
+        return self._whole.max_entry()
+
+    def spectral_norm(self) -> Tensor:
+        """Return the norm of the whole gradient."""
+        return self._whole.spectral_norm()
+
+    def frobenius_norm(self) -> Tensor:
+        """Return the Frobenius norm of the whole gradient."""
+        return self._whole.frobenius_norm()
+
+    def curvature(self) -> Tensor:
+        """Return the bound for the whole gradient."""
+        return self._whole.curvature()
+
+
 def _outer(x: Tensor, y: Tensor) -> Tensor:
     """Return `x y^T`, (B, n, n)."""
     return x.unsqueeze(2) * y.unsqueeze(1)
@@ -234,8 +283,14 @@ def _column(q: Tensor, x: Tensor) -> Tensor:
     return (q @ x.unsqueeze(2)).squeeze(2)
 
 
-def _outer_upper(x: Tensor, q: Tensor) -> Tensor:
+def _upper_left(x: Tensor, q: Tensor) -> Tensor:
     """Return `triu(x x^H) Q`, (B, n, n)."""
     weighted = x.conj().unsqueeze(2) * q
     sums = weighted.flip(1).cumsum(dim=1).flip(1)  # over k >= i
     return x.unsqueeze(2) * sums
+
+
+def _upper_right(q: Tensor, x: Tensor) -> Tensor:
+    """Return `Q triu(x x^H)`, (B, n, n)."""
+    sums = (q * x.unsqueeze(1)).cumsum(dim=2)  # over k <= j
+    return sums * x.conj().unsqueeze(1)

@@ -11,10 +11,12 @@ ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
     {"types"},
-    {"linalg", "permutation_groups"},
+    {"linalg"},
+    {"group_gradient", "permutation_groups"},
     {"step_size", "geometry"},
-    {"factors"},
-    {"axis_plan"},
+    {"factors.base"},
+    {"factors.matrix", "factors.diagonal", "factors.normalisation"},
+    {"axis_plan", "frames"},
     {"forms.base"},
     {"forms.kron", "forms.diagonal", "forms.closed_diagonal", "forms.permutation"},
     {"criteria", "blocks", "schedules", "clipping"},
@@ -23,7 +25,7 @@ LAYERS = [
     {"config"},
 ]
 LAYER = {f"psgd_optim.{name}": i for i, names in enumerate(LAYERS) for name in names}
-ANYWHERE = {"psgd_optim", "psgd_optim.forms"}  # __init__ files
+ANYWHERE = {"psgd_optim", "psgd_optim.forms", "psgd_optim.factors"}  # __init__ files
 TOOLS = "psgd_optim.tools"
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from psgd_optim.axis_plan import plan_axes
+from psgd_optim.axis_plan import plan_by_size
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from psgd_optim.axis_plan import plan_axes
     ],
 )
 def test_plan(shape: tuple[int, ...], max_size: float, max_skew: float, kinds: str) -> None:
-    assert " ".join(f.name for f in plan_axes(shape, max_size, max_skew)) == kinds
+    assert " ".join(f.name for f in plan_by_size(shape, max_size, max_skew)) == kinds

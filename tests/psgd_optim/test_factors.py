@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from psgd_optim.factors import DIAGONAL, GENERAL, Factor
+from psgd_optim.factors.base import Factor
+from psgd_optim.factors.diagonal import DIAGONAL
+from psgd_optim.factors.matrix import GENERAL
 
 FACTORS = [GENERAL, DIAGONAL]
 

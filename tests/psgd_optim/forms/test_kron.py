@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from psgd_optim.axis_plan import plan_axes
+from psgd_optim.axis_plan import plan_by_size
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
 from psgd_optim.types import Probe, State
@@ -35,7 +35,7 @@ class KronContract(FormContract):
 
     def hessians(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         rng = generator(7)
-        plan = plan_axes(shape, math.inf, self.max_skew)
+        plan = plan_by_size(shape, math.inf, self.max_skew)
         stack = []
         for _ in range(B):
             factors = []
