@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
-    {"types"},
+    {"types", "penalty"},
     {"linalg"},
     {"step_size", "geometry"},
     {"factors"},
