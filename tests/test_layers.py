@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
-    {"types", "penalty"},
-    {"linalg"},
-    {"step_size", "geometry"},
-    {"factors"},
+    {"types", "penalty", "affine.base"},
+    {"linalg", "affine.maps", "affine.unrolled", "affine.cell_input"},
+    {"step_size", "geometry", "affine.recurrent"},
+    {"factors", "affine.convert"},
     {"axis_plan"},
     {"forms.base"},
     {"forms.kron", "forms.diagonal"},
@@ -23,7 +23,7 @@ LAYERS = [
     {"config"},
 ]
 LAYER = {f"psgd_optim.{name}": i for i, names in enumerate(LAYERS) for name in names}
-ANYWHERE = {"psgd_optim", "psgd_optim.forms"}  # __init__ files
+ANYWHERE = {"psgd_optim", "psgd_optim.forms", "psgd_optim.affine"}  # __init__ files
 TOOLS = "psgd_optim.tools"
 
 
@@ -61,6 +61,12 @@ def test_psgd_optim_imports_point_downwards(path: Path) -> None:
     elif name not in ANYWHERE:
         assert name in LAYER, f"give {name} a layer in this test and in docs/architecture.md"
         assert all(LAYER[x] < LAYER[name] for x in ours), sorted(ours)
+
+
+@pytest.mark.parametrize("path", sources("psgd_optim/affine"), ids=module_name)
+def test_the_affine_layers_know_nothing_of_the_optimizer(path: Path) -> None:
+    ours = {x for x in imports(path) if top(x) == "psgd_optim"}
+    assert all(x.startswith("psgd_optim.affine.") for x in ours), sorted(ours)
 
 
 @pytest.mark.parametrize("path", sources("psgd_optim"), ids=module_name)
