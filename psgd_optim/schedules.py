@@ -107,11 +107,11 @@ class Adaptive:
     def __call__(self, step: int) -> float:
         """Return the largest step size, whatever the step."""
         return self.high
-class LogPeriod:
 
 
 @final
 @dataclass(frozen=True)
+class LogPeriod:
     """The gate whose period is the number of digits of the step, less one, and at least 1.
 
     Counting steps from 1 as its source does, it is open at step `t` when `t` is a multiple of
