@@ -14,16 +14,24 @@ LAYERS = [
     {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
     {"group_gradient", "permutation_groups", "averages", "clipping", "affine.recurrent"},
     {"step_size", "geometry", "affine.convert"},
-    {"factors.base"},
+    {"factors.base", "arrow", "low_rank_gradient"},
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},
     {"axis_plan", "frames"},
     {"forms.base"},
-    {"forms.kron", "forms.diagonal", "forms.closed_diagonal", "forms.permutation"},
+    {
+        "forms.kron",
+        "forms.dense",
+        "forms.diagonal",
+        "forms.closed_diagonal",
+        "forms.permutation",
+        "forms.sparse_lu",
+        "forms.low_rank",
+    },
     {"curvature", "scope", "blocks", "decay", "fitting"},
     {"criteria", "state_io", "summary"},
     {"block_step", "groups"},
     {"optimizer"},
-    {"config"},
+    {"named", "config"},
 ]
 LAYER = {f"psgd_optim.{name}": i for i, names in enumerate(LAYERS) for name in names}
 # __init__ files
