@@ -49,6 +49,10 @@ class FormContract:
     # Largest rate at which heavy-tailed samples keep Q in its group.
     largest_rate = 0.9
 
+    # Numbers of updates of a fit: enough for the errors above, few enough for the clock.
+    newton_steps = 1500
+    whitening_steps = 4000
+
     # Covariances that the form can represent, so that a fit can be exact.
     def hessians(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
@@ -57,13 +61,13 @@ class FormContract:
     def moments(self, shape: tuple[int, ...]) -> Tensor:
         return self.hessians(shape, REAL)
 
-    def stored_numel(self, state: State) -> int:
-        """Return how many numbers of one parameter's `Q` a state holds; zeros of a pattern less."""
-        return sum(x[0].numel() for name, x in state.items() if not is_bound(name))
-
     @pytest.fixture
     def exact_norms(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("psgd_optim.linalg.spectral_norm_bound", reference.exact_norm)
+
+    def stored(self, state: State) -> int:
+        """Return how many numbers of `Q` a row holds, zeros outside of its pattern not counted."""
+        return sum(x[0].numel() for name, x in state.items() if not is_bound(name))
 
     def fresh(self, shape: tuple[int, ...], dtype: torch.dtype = REAL, scale: float = 1.0) -> State:
         scales = torch.full((B,), scale, dtype=torch.float64)
@@ -176,7 +180,7 @@ class FormContract:
         form = self.make() if normaliser is None else self.make(normaliser=normaliser)
         state, rng = self.fresh(shape, dtype), generator(1)
         hessian = self.hessians(shape, dtype)
-        steps = 1500
+        steps = self.newton_steps
         for t in range(steps):
             v = torch.randn(B, *shape, generator=rng, dtype=dtype)
             h = (hessian @ v.flatten(1)[..., None])[..., 0].view_as(v)
@@ -212,7 +216,7 @@ class FormContract:
         form, state, rng = self.make(), self.fresh((4, 3)), generator(2)
         moment = self.moments((4, 3))
         root = torch.linalg.cholesky(moment)
-        steps = 4000
+        steps = self.whitening_steps
         for t in range(steps):
             z = torch.randn(B, 12, 1, generator=rng, dtype=REAL)
             probe = self.paired((root @ z).view(B, 4, 3), rng)
@@ -289,7 +293,7 @@ class FormContract:
 
     def test_numel_is_what_is_stored(self) -> None:
         for shape in self.shapes:
-            stored = self.stored_numel(self.fresh(shape))
+            stored = self.stored(self.fresh(shape))
             assert self.make().numel(shape) == stored == self.expected_numel(shape)
 
     def test_bfloat16_state_stays_bfloat16_and_follows_single_precision(self) -> None:

@@ -54,9 +54,9 @@ class TestSparseLU(FormContract):
         n = torch.Size(shape).numel()
         return 2 * int(reference.arrow_mask(n, min(RANK, n)).sum())
 
-    def stored_numel(self, state: State) -> int:
+    def stored(self, state: State) -> int:
         r = state["lower_columns"].shape[-1]
-        return super().stored_numel(state) - r * (r - 1)  # the zeros of both corners
+        return super().stored(state) - r * (r - 1)  # the zeros of both corners
 
     def hessians(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         n, rng, rows = torch.Size(shape).numel(), generator(7), []
