@@ -31,9 +31,9 @@ def random_factor(n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
 
 
 class TestSparseLU(FormContract):
-    # Design, section 9: 0.52 % after 10,000 updates, bound 5 %.
+    # Measured 2.4 % at most; the design has 0.52 % after 10,000 updates, and a bound of 5 %.
     fit_error = 0.05
-    first_order_fit_error = 0.05
+    first_order_fit_error = 0.02  # measured 0.6 %
 
     def make(self, **settings: object) -> Preconditioner:
         return SparseLU(rank=RANK, **settings)
@@ -154,9 +154,9 @@ class TestSparseLU(FormContract):
         form, rng = SparseLU(rank=0), generator(8)
         state = form.init((6,), torch.ones(1), torch.empty(0, dtype=REAL))
         curvatures = torch.linspace(0.2, 3.0, 6, dtype=REAL)
-        for t in range(500):
+        for t in range(1500):
             v = torch.randn(1, 6, generator=rng, dtype=REAL)
-            form.update(state, Probe(h=curvatures * v, v=v), {}, 0.5 * (1 - t / 500))
+            form.update(state, Probe(h=curvatures * v, v=v), {}, 0.5 * (1 - t / 1500))
         wanted = (1 / curvatures).sqrt().diag()
         torch.testing.assert_close(form.to_dense(state)[0], wanted, rtol=1e-9, atol=1e-9)
 
