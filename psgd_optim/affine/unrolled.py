@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from psgd_optim.affine.base import Affine, give, join, split
+from psgd_optim.affine.base import Affine, give, join, matrix_of, split
 
 States = tuple[Tensor, ...]
 """The hidden state, and for an LSTM the cell state."""
@@ -184,7 +184,7 @@ class OneMatrix(Unrolled):
 
     def _maps(self, at: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         inputs = self._inputs(at)
-        weight, bias = split(self.get_parameter(f"weight_{at}"), inputs + self.hidden_size)
+        weight, bias = split(matrix_of(self, f"weight_{at}"), inputs + self.hidden_size)
         return weight[:, :inputs], bias, weight[:, inputs:], None
 
     def _give(self, layer: nn.RNNBase, at: str) -> None:
@@ -195,5 +195,5 @@ class OneMatrix(Unrolled):
             # Bit for bit the old part where nothing has moved the sum.
             moved = torch.where(bias == b_x + b_h, b_x, bias - b_h)
             parts |= {"bias_ih": moved, "bias_hh": b_h}
-        matrix = self.get_parameter(f"weight_{at}")
+        matrix = matrix_of(self, f"weight_{at}")
         give(layer, matrix, **{f"{kind}_{at}": part for kind, part in parts.items()})
