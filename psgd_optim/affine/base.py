@@ -75,7 +75,11 @@ def split(matrix: Tensor, inputs: int) -> tuple[Tensor, Tensor | None]:
     Returns:
         Views that gradients flow through.
     """
-    return matrix[:, :inputs], matrix[:, inputs] if matrix.shape[1] > inputs else None
+    if matrix.shape[1] == inputs:
+        return matrix, None
+    # One view for both: the gradients of two slices would be two padded matrices and their sum.
+    weight, bias = torch.split(matrix, [inputs, 1], dim=1)
+    return weight, bias.squeeze(1)
 
 
 def give(layer: nn.Module, matrix: Tensor, **parts: Tensor | None) -> None:

@@ -185,7 +185,8 @@ class OneMatrix(Unrolled):
     def _maps(self, at: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         inputs = self._inputs(at)
         weight, bias = split(matrix_of(self, f"weight_{at}"), inputs + self.hidden_size)
-        return weight[:, :inputs], bias, weight[:, inputs:], None
+        w_x, w_h = torch.split(weight, [inputs, self.hidden_size], dim=1)
+        return w_x, bias, w_h, None
 
     def _give(self, layer: nn.RNNBase, at: str) -> None:
         w_x, bias, w_h, _ = self._maps(at)
