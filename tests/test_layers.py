@@ -18,7 +18,7 @@ LAYERS = [
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},
     {"axis_plan", "frames"},
     {"forms.base"},
-    {"forms.kron", "forms.diagonal"},
+    {"forms.kron", "forms.dense", "forms.diagonal"},
     {"criteria", "blocks", "schedules", "clipping"},
     {"fitting", "state_io", "summary"},
     {"optimizer"},
