@@ -178,10 +178,13 @@ def hermitian_root(a: Tensor) -> Tensor:
         a: (B, n, n), near to Hermitian.
 
     Returns:
-        (B, n, n), Hermitian; eigenvalues of `a` below 0 count as 0.
+        (B, n, n), Hermitian; eigenvalues of `a` below 0 count as 0. Not finite where `a` is not.
     """
-    values, vectors = torch.linalg.eigh(hermitian_part(a))
-    roots = values.clamp(min=0).sqrt()
+    finite = a.isfinite().flatten(1).all(dim=1)
+    values, vectors = torch.linalg.eigh(
+        torch.where(per_block(finite, a), hermitian_part(a), 0)  # eigh refuses other numbers
+    )
+    roots = torch.where(finite.unsqueeze(1), values.clamp(min=0).sqrt(), torch.nan)
     root: Tensor = (vectors * roots.unsqueeze(1)) @ vectors.mH
     return root
 

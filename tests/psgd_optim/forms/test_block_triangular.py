@@ -122,7 +122,7 @@ class TestArrow(FormContract):
         members = torch.stack([member(self.form, n, dtype, rng) for _ in range(B)])
         return torch.linalg.inv(members.mH @ members)
 
-    def moments(self, shape: tuple[int, ...]) -> Tensor:
+    def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         h = self.hessians(shape, REAL)
         return h @ h
 

@@ -70,7 +70,7 @@ class TestLowRank(FormContract):
         h = torch.stack(rows)
         return (h + h.mH) / 2
 
-    def moments(self, shape: tuple[int, ...]) -> Tensor:
+    def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         h = self.hessians(shape, REAL)
         return h @ h
 

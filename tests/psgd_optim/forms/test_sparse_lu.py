@@ -66,7 +66,7 @@ class TestSparseLU(FormContract):
         h = torch.stack(rows)
         return (h + h.mH) / 2
 
-    def moments(self, shape: tuple[int, ...]) -> Tensor:
+    def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         h = self.hessians(shape, REAL)
         return h @ h
 
