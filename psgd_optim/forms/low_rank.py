@@ -22,7 +22,11 @@ _START_SIZE = 0.1**0.5
 
 
 class Order(enum.Enum):
-    """Whether `Q` scales a vector before or after its low-rank part; each has its own updates."""
+    """Whether `Q` scales a vector before or after its low-rank part; each has its own updates.
+
+    `SCALE_LAST` is the less forgiving one: with a first-order normaliser, rates near 1 and heavy
+    tails, rounding to single precision can carry det(Q) through 0, which P = Q^H Q survives.
+    """
 
     SCALE_FIRST = "(I + U V^H) diag(d)"
     SCALE_LAST = "diag(d) (I + U V^H)"
