@@ -109,7 +109,7 @@ def train(form: Scope | Preconditioner, criterion: Criterion) -> tuple[float, fl
     def loss() -> Tensor:
         return (model(x) - y).square().mean()
 
-    before = float(loss())
+    before = float(loss().detach())
     for _ in range(100):
         if optimizer.needs_closure:
             optimizer.step(loss)
@@ -124,7 +124,7 @@ def train(form: Scope | Preconditioner, criterion: Criterion) -> tuple[float, fl
             optimizer.step(pair=(v, list(torch.autograd.grad(grads, params, v))))
         else:
             optimizer.step()
-    return before, float(loss())
+    return before, float(loss().detach())
 
 
 FORMS = {name: form for name, form, _ in combinations()}
