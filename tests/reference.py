@@ -32,7 +32,7 @@ def rotate(q: Tensor, max_angle: float = 0.125) -> Tensor:
     return q + a * r @ q + a * a / 2 * r @ r @ q
 
 
-def rotate_further(p: Tensor, turns: int = 4, max_angle: float = 1 / 3) -> Tensor:
+def rotate_further(p: Tensor, turns: int = 2, max_angle: float = 1 / 3) -> Tensor:
     """Return `P` after up to some third-order Procrustes steps, with the exact norm."""
     for _ in range(turns):
         r = p.mH - p

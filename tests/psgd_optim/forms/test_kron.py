@@ -123,7 +123,9 @@ class TestKronAllDiagonal(KronContract):
 
 class GeometryContract(KronContract):
     max_skew = math.inf
-    shapes = ((5, 4), (7,), (2, 1), (3, 2, 2))
+    shapes = ((5, 4), (7,), (3, 2, 2))
+    tail_shapes = ((4, 3),)
+    whitening_steps = 700
     fit_shapes = ((4, 3),)
 
 
@@ -163,10 +165,10 @@ class PlanContract(KronContract):
     """The plans for matrices, under the group product."""
 
     geometry = EQ
-    newton_steps = 1500
-    shapes = ((5, 4), (2, 3), (3, 2), (2, 1))
+    newton_steps = 1000
+    shapes = ((5, 4), (2, 3), (2, 1))
     fit_shapes = ((4, 3),)
-    tail_shapes = ((4, 3), (2, 2))
+    tail_shapes = ((4, 3),)
 
     def patterns(self, shape: tuple[int, ...]) -> list[str]:
         names = {
@@ -207,10 +209,10 @@ def test_one_dense_axis_fits_any_covariance() -> None:
     basis = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=REAL))[0]
     curvatures = torch.tensor([-2.0, -0.5, 1.0, 3.0], dtype=REAL)
     hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    steps = 6000
+    steps = 3000
     for t in range(steps):
         v = torch.randn(1, 4, generator=rng, dtype=REAL)
-        rate = 0.2 * 0.005 ** (t / steps)
+        rate = 0.2 * 0.003 ** (t / steps)
         form.update(state, Probe(h=v @ hessian, v=v), form.draw(state, rng), rate)
     q = form.to_dense(state)[0]
     p = q.mT @ q
