@@ -68,24 +68,27 @@ _NO_SECOND_DERIVATIVE = {
     "is not implemented": "an operation has no second derivative; do without it",
 }
 
-# What autograd puts into the graph of a gradient that cannot be differentiated again.
-_DEAD_ENDS = ("NotImplemented", "CompiledFunctionBackwardBackward", "Error")
+# What autograd puts into the graph of a gradient that cannot be differentiated again. It raises at
+# the first two, and leaves the last one, that of a once-differentiable function, out of H v.
+_SILENT_END = "Error"
+_DEAD_ENDS = ("NotImplemented", "CompiledFunctionBackwardBackward", _SILENT_END)
 
 
 def _place(grads: Mapping[Tensor, Tensor], names: Mapping[Tensor, str]) -> str:
     """Return where the loss has no second derivative: after the last parameter that meets it."""
-    met = [p for p, g in grads.items() if _meets_dead_end(g)]
+    met = [p for p, g in grads.items() if _meets([g], _DEAD_ENDS)]
     return f" after {names[met[-1]]}" if met and met[-1] in names else ""
 
 
-def _meets_dead_end(grad: Tensor) -> bool:
+def _meets(tensors: Iterable[Tensor], ends: str | tuple[str, ...]) -> bool:
+    """Whether the graph of one of the tensors has a node whose name ends so."""
     seen: set[Any] = set()
-    ahead: list[Any] = [grad.grad_fn]
+    ahead: list[Any] = [x.grad_fn for x in tensors]
     while ahead:
         node = ahead.pop()
         if node is None or node in seen:
             continue
-        if node.name().endswith(_DEAD_ENDS):
+        if node.name().endswith(ends):
             return True
         seen.add(node)
         ahead += [function for function, _ in node.next_functions]
@@ -151,6 +154,8 @@ def products(
     if not inputs:
         return {}
     with _readable_errors(lambda: _place(grads, names)):
+        if _meets(grads.values(), _SILENT_END):
+            raise RuntimeError("once_differentiable")
         found = torch.autograd.grad(
             list(grads.values()), inputs, [probes[p] for p in inputs], allow_unused=True
         )
