@@ -42,8 +42,12 @@ def test_entries_are_views_of_the_stacks() -> None:
 def test_a_unit_of_several_rows_is_one_entry_with_a_name_of_its_own() -> None:
     cut = pieces()  # (5, 3) into (2, 3) and (3, 3)
     entries = list(cut.entries())
-    assert [param is p for (param, _), p in zip(entries, cut.view.params, strict=True)] == [True] * 3
-    assert set(entries[0][1]) == {f"2x3/{name}" for name in ("step", "momentum", "radius", "q", "l")}
+    assert [param is p for (param, _), p in zip(entries, cut.view.params, strict=True)] == [
+        True
+    ] * 3
+    assert set(entries[0][1]) == {
+        f"2x3/{name}" for name in ("step", "momentum", "radius", "q", "l")
+    }
     assert entries[0][1]["2x3/q"].shape == (1, 2, 3) or entries[0][1]["2x3/q"].shape == (2, 3)
 
 
