@@ -143,7 +143,8 @@ def fit(
 ) -> Tensor:
     """Return `P` after a fit whose step falls by a factor, (ROWS, N, N); rows are repeats.
 
-    Pairs without noise need no fall: at their fixed point the gradient itself vanishes.
+    Pairs of a positive definite matrix need no fall: at `P H = I` the gradient of every sample
+    vanishes, whereas with `P H` a reflection only its mean does.
     """
     state = FORM.init((N,), torch.ones(ROWS, dtype=torch.float64), torch.empty(0).double())
     for t in range(updates):
@@ -180,8 +181,8 @@ def absolute(h: Tensor) -> Tensor:
 
 def test_p3_newton_fits_the_inverse_modulus_of_an_indefinite_hessian() -> None:
     h = hessian(-2.0, 0.3, 1.0, 4.0)
-    p = fit(Newton(damping=0.0), curvature(h), fall=1.0)
-    assert error(p, absolute(h)) < 1e-3
+    p = fit(Newton(damping=0.0), curvature(h))
+    assert error(p, absolute(h)) < 0.03
     # The other sign of the pair is as good, but the plain inverse is far off.
     assert error(p, torch.linalg.inv(h)) > 0.3
 
@@ -226,7 +227,7 @@ def test_p6_the_unbiased_fit_is_the_inverse_fisher_matrix_of_single_samples() ->
     squared = p @ p / size
     assert error(squared, target) < 0.15
     # The plain sample has the mean's part 8 times too large.
-    biased = torch.linalg.inv((root @ root + size * torch.outer(mean, mean)))
+    biased = torch.linalg.inv(root @ root + size * torch.outer(mean, mean))
     assert error(squared, biased) > error(squared, target)
 
 
@@ -247,9 +248,9 @@ def test_p7_damping_keeps_an_eigenvalue_near_minus_damping_bounded(traditional: 
 
 
 def test_p7_traditional_damping_shifts_the_eigenvalues() -> None:
-    h, eye = hessian(-2.0, 0.3, 1.0, 4.0), torch.eye(N, dtype=torch.float64)
+    h, eye = hessian(-0.3, 0.3, 1.0, 4.0), torch.eye(N, dtype=torch.float64)
     p = fit(Newton(damping=0.5, traditional=True), curvature(h), fall=1.0)
-    assert error(p, absolute(h + 0.5 * eye)) < 1e-3
+    assert error(p, absolute(h + 0.5 * eye)) < 1e-6
 
 
 def test_p30_the_criterion_is_at_least_twice_the_trace_of_the_modulus() -> None:
@@ -264,7 +265,7 @@ def test_p30_the_criterion_is_at_least_twice_the_trace_of_the_modulus() -> None:
         x = torch.randn(N, N, generator=rng(seed), dtype=torch.float64)
         assert cost(x @ x.mT + 0.01 * torch.eye(N, dtype=torch.float64)) > bound
     assert cost(absolute(h)) == pytest.approx(bound, rel=1e-12)
-    fitted = fit(Newton(damping=0.0), curvature(h), 1000, fall=1.0)
+    fitted = fit(Newton(damping=0.0), curvature(h), 1000)
     assert all(bound * (1 - 1e-12) <= cost(p) < 1.01 * bound for p in fitted)
     # The criterion of the samples themselves, one more look at what a probe is.
     probe: Probe = Newton(damping=0.0).probe(curvature(h)(1), {}, rng(), needs_v=False)
