@@ -123,7 +123,7 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -
         peak = sample.abs().flatten(1).amax(dim=1)
         scale = initial_scale(sample, peak, rules.criterion.damping)
     else:
-        scale = torch.full_like(block.steps, rules.fitting.init_scale)
+        scale = evidence.grad.real.new_full(block.steps.shape, rules.fitting.init_scale)
     started = block.form.init(block.view.shape, scale, block.view.like)
     for name, x in block.state.items():
         x.copy_(torch.where(per_block(fresh, x), started[name], x))
