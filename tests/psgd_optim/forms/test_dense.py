@@ -146,7 +146,7 @@ def left_gradient(q: Tensor, h: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
 @pytest.mark.parametrize("geometry", [QEP, QEQ, Q0_5EQ1_5])
 def test_p1_each_name_is_the_metric_of_its_gradient(geometry: Geometry, dtype: torch.dtype) -> None:
-    """P1: `D` is the gradient of the criterion over `E` in `dQ = Q^x E Q^y`, times `Q^x .. `."""
+    """P1: `T1 - T2` is the gradient over `E` in `dQ = Q^x E Q^y`, between powers of `Q`."""
     rng, n = generator(1), 4
     q = reference.random_spd(n, rng, dtype)
     h, v = torch.randn(2, n, generator=rng, dtype=dtype)
