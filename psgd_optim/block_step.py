@@ -55,7 +55,7 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     grads.masked_fill_(~per_block(ok, grads), 0)
     pair, sound = _pair(block, rules, grads)
     active = ok & ((block.steps > 0) | ((peak > 0) & sound))
-    before = block.steps.clone()
+    before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending:
         _start(block, rules, evidence, active)

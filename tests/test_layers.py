@@ -19,6 +19,7 @@ LAYERS = [
     {"axis_plan", "frames"},
     {"forms.base"},
     {"forms.kron", "forms.diagonal"},
+    {"forms.touched_rows"},
     {"criteria", "blocks", "schedules", "clipping"},
     {"fitting", "state_io", "summary"},
     {"optimizer"},
