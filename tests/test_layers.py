@@ -19,7 +19,6 @@ LAYERS = [
     {"axis_plan", "frames"},
     {"forms.base"},
     {"forms.kron", "forms.diagonal"},
-    {"forms.touched_rows"},
     {"criteria", "blocks", "schedules", "clipping"},
     {"fitting", "state_io", "summary"},
     {"optimizer"},
