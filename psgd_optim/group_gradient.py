@@ -54,7 +54,10 @@ class FactorGradient(GroupGradient):
 
 @final
 class VectorGradient(FactorGradient):
-    """The gradient of a diagonal factor: `T1` and `T2` are real vectors."""
+    """The gradient of a diagonal factor: `T1` and `T2` are real vectors.
+
+    Moves on the right of a factor with more than a diagonal bring terms of either sign.
+    """
 
     def __init__(self, t1: Tensor, t2: Tensor | float) -> None:
         """Keep the terms.
@@ -64,7 +67,7 @@ class VectorGradient(FactorGradient):
             t2: Like `t1`, or a number.
         """
         self.difference = t1 - t2
-        self._sum = t1 + t2
+        self._sum = t1.abs() + (t2.abs() if isinstance(t2, Tensor) else t2)
 
     def left(self, q: Tensor) -> Tensor:
         """Return the element-wise product."""
@@ -88,7 +91,7 @@ class VectorGradient(FactorGradient):
         return norm
 
     def curvature(self) -> Tensor:
-        """Return the largest entry of the sum."""
+        """Return the largest entry of the sum of moduli."""
         return self._sum.flatten(1).amax(dim=1)
 
 

@@ -112,6 +112,22 @@ def abs_square(x: Tensor) -> Tensor:
     return (x * x.conj()).real if x.is_complex() else x.square()
 
 
+def real_product(x: Tensor, y: Tensor) -> Tensor:
+    """Return the real part of `x conj(y)`, element by element."""
+    return (x * y.conj()).real if x.is_complex() else x * y
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Return the 2-norm of all entries of every block, real; (B, ...) to (B,)."""
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms
+
+
+def matvec(m: Tensor, x: Tensor) -> Tensor:
+    """Return `M x` of every block, for `m` of shape (B, m, n) and `x` of (B, n): (B, m)."""
+    return (m @ x.unsqueeze(2)).squeeze(2)
+
+
 def _around(x: Tensor, axis: int) -> tuple[int, int, int, int]:
     """Return the number of blocks and the sizes before, at and after an axis."""
     before = x.shape[1 : axis + 1].numel()
