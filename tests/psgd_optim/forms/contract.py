@@ -29,6 +29,9 @@ class FormContract:
     """Subclass as `TestSomeForm`; a new form writes the first members and inherits the rest."""
 
     shapes: tuple[tuple[int, ...], ...] = ((5, 4), (7,), (1,), (2, 1), (3, 4, 2))
+    # Those of the fits and of heavy tails; a form for matrices alone has no vectors among them.
+    fit_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
+    tail_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (2, 2), (6,))
 
     def make(self, **settings: object) -> Preconditioner:
         raise NotImplementedError
@@ -191,7 +194,7 @@ class FormContract:
 
     @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
     def test_newton_pairs_fit_the_inverse_hessian(self, dtype: torch.dtype) -> None:
-        for shape in ((4, 3), (5,)):
+        for shape in self.fit_shapes:
             assert self.newton_error(shape, dtype) < self.fit_error
 
     @pytest.mark.parametrize("normaliser", [MaxEntry(), SpectralNorm(), FrobeniusNorm()])
@@ -242,7 +245,7 @@ class FormContract:
 
     def test_heavy_tailed_samples_keep_q_in_its_group(self) -> None:
         form, rng = self.make(), generator(4)
-        for shape in ((4, 3), (2, 2), (6,)):
+        for shape in self.tail_shapes:
             state = self.fresh(shape)
             for _ in range(300):
                 z = torch.randn(B, *shape, generator=rng, dtype=REAL)
