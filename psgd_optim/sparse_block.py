@@ -22,6 +22,12 @@ _AVERAGE = "momentum"
 class SparseBlock(Block):
     """The state of one matrix (I, D), of which a step touches the rows with a gradient.
 
+    Averages, ramps, weight decay and clips are those of these rows. An average is brought up to
+    date when its row comes back, as if zeros had been folded in. Weights decay only in steps in
+    which their row has a gradient: to shrink the others would write the whole parameter every time,
+    and make a rare row's size depend on how long it has been away. The initial scale of `Q` is that
+    of the first rows with a gradient.
+
     With a gradient average, `extra` has two more entries (1, I): `row_step`, how many values were
     in the average of a row when it last had a gradient, 0 before the first one, and `row_clock`,
     the parameter's own count of steps then.

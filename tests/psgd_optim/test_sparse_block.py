@@ -299,9 +299,10 @@ def test_a_gradient_that_is_not_finite_moves_nothing_but_catches_up() -> None:
     run(good, first, BATCHES[:2])
     run(bad, second, BATCHES[:2])
     before = second.detach().clone()
-    second.grad = gradient(2, [1, 2])
-    second.grad._values()[0, 0] = float("nan")
+    second.grad = gradient(2, [1, 2]).coalesce()
+    second.grad.values()[0, 0] = float("nan")
     bad.step()
+    assert bool(second.grad.values()[0, 0].isnan())  # the gradient is the caller's
     assert int(bad.metrics()["skipped"]) == 1
     assert torch.equal(second.detach(), before)
     # Row 1 has folded in the zeros it missed, row 2 has not started; from here on all is the same.
