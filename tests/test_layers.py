@@ -17,7 +17,7 @@ LAYERS = [
     {"factors.base", "arrow", "low_rank_gradient"},
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},
     {"axis_plan", "frames"},
-    {"forms.base"},
+    {"forms.base", "row_fit"},
     {
         "forms.kron",
         "forms.dense",

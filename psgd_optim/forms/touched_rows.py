@@ -1,11 +1,8 @@
-"""The form of embeddings: what rows without a gradient cost nothing and do not move.
+"""The form of embeddings: rows without a gradient cost next to nothing and do not move.
 
 Shape legend: a parameter is (I, D), `I` tokens by `D` dimensions; a step sees `t` of the rows.
 """
 
-import abc
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -18,133 +15,12 @@ from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import GENERAL
 from psgd_optim.forms.base import Preconditioner, SparseForm
 from psgd_optim.forms.kron import Kron
-from psgd_optim.frames import Terms, check_factors, curvature_terms, precondition
-from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
-from psgd_optim.linalg import abs_square, lift, per_block
+from psgd_optim.frames import check_factors, curvature_terms
+from psgd_optim.geometry import Q0_5EQ1_5, Geometry
+from psgd_optim.linalg import lift, per_block
+from psgd_optim.row_fit import LazyRows, RowFit
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
-
-
-class RowFit(abc.ABC):
-    """What rows without a gradient mean to the fit; concrete ones are final frozen dataclasses."""
-
-    @abc.abstractmethod
-    def moving(self, q: Tensor, index: Tensor) -> Tensor:
-        """Return the part of the row factor (B, I) that moves when the rows `index` have one."""
-
-    @abc.abstractmethod
-    def terms(
-        self,
-        geometry: Geometry,
-        columns: Factor,
-        qs: Sequence[Tensor],
-        index: Tensor,
-        seen: Sequence[Terms],
-    ) -> list[Terms]:
-        """Return the curvature terms of both axes.
-
-        Args:
-            geometry: Says where they are taken.
-            columns: The factor of the columns.
-            qs: The factors that move: rows, (B, `moving`), and columns.
-            index: (t,), the rows with a gradient.
-            seen: The terms of these rows alone.
-        """
-
-    @abc.abstractmethod
-    def put(self, q: Tensor, index: Tensor, new: Tensor) -> None:
-        """Write what `moving` returned and has moved into the row factor `q` (B, I)."""
-
-
-@final
-@dataclass(frozen=True)
-class LazyRows(RowFit):
-    """Rows without a gradient take no part: `P` is fitted to what rows are when they have one.
-
-    An update costs O(t D^2). `P` of a row is smaller than with `ExactRows`, by about the root of
-    the row's chance to have a gradient.
-
-    Source: algorithms 4.9 (ii).
-    """
-
-    def moving(self, q: Tensor, index: Tensor) -> Tensor:
-        """Return the rows with a gradient, (B, t)."""
-        return q[:, index]
-
-    def terms(
-        self,
-        geometry: Geometry,
-        columns: Factor,
-        qs: Sequence[Tensor],
-        index: Tensor,
-        seen: Sequence[Terms],
-    ) -> list[Terms]:
-        """Return the terms of the rows with a gradient."""
-        return list(seen)
-
-    def put(self, q: Tensor, index: Tensor, new: Tensor) -> None:
-        """Write these rows."""
-        q.index_copy_(1, index, new.to(q.dtype))
-
-
-@final
-@dataclass(frozen=True)
-class ExactRows(RowFit):
-    """Rows without a gradient count as zeros: `P` is the true minimiser over mini-batches.
-
-    Their terms are replaced by expectations over `v`, and over the damping noise that a dense
-    sample would have there. The factor of such a row grows in every update, until its `P` is
-    about the inverse root of its chance to have a gradient, at most `I / damping`. An update costs
-    O(t D^2) and O(I) numbers.
-
-    A row that is far rarer than `1 / precond_lr` updates is fitted to nothing but zeros for long,
-    and its next step is large: keep a clip, or take `LazyRows`.
-
-    Args:
-        damping: The noise of rows without a gradient, in gradient units; the criterion's own.
-
-    Raises:
-        ValueError: If the damping is negative or not finite.
-
-    Source: algorithms 4.9 (i). Deviation: the damping noise, which a dense sample has, too.
-    """
-
-    damping: float = 1e-9
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.damping < math.inf:
-            raise ValueError(
-                f"ExactRows got damping = {self.damping}; give a finite number of at least 0."
-            )
-
-    def moving(self, q: Tensor, index: Tensor) -> Tensor:
-        """Return all rows, (B, I)."""
-        return q
-
-    def terms(
-        self,
-        geometry: Geometry,
-        columns: Factor,
-        qs: Sequence[Tensor],
-        index: Tensor,
-        seen: Sequence[Terms],
-    ) -> list[Terms]:
-        """Return the terms of all rows: the expectation where there is no gradient."""
-        n = qs[1].shape[-1]
-        eye = torch.eye(n, dtype=qs[1].dtype, device=index.device).expand(len(qs[1]), n, n)
-        # A row of noise has the image x_j X z: E |image|^2 and E image image^H follow from x and X.
-        x, y = _noise_images(geometry, DIAGONAL, qs[0], torch.ones_like(qs[0]))
-        x_columns, y_columns = _noise_images(geometry, columns, qs[1], eye)
-        (t1_rows, t2_rows), (t1_columns, t2_columns) = seen
-        rows, gram = _completed(columns, t1_rows, t1_columns, x, self.damping * x_columns, index)
-        if not (isinstance(t2_rows, Tensor) and isinstance(t2_columns, Tensor)):
-            return [(rows, t2_rows), (gram, float(x.shape[1]))]  # an expectation everywhere
-        t2 = _completed(columns, t2_rows, t2_columns, y, y_columns, index)
-        return [(rows, t2[0]), (gram, t2[1])]
-
-    def put(self, q: Tensor, index: Tensor, new: Tensor) -> None:
-        """Write all rows."""
-        q.copy_(new)
 
 
 @final
@@ -173,7 +49,7 @@ class TouchedRows(SparseForm):
     Source: S1 appendix A; algorithms 4.9. The update is that of `Kron`.
     """
 
-    rows: RowFit = LazyRows()
+    rows: RowFit = LazyRows()  # noqa: RUF009 -- frozen and without state
     columns: Factor = GENERAL
     geometry: Geometry = Q0_5EQ1_5
     normaliser: Normaliser = LipschitzEMA()
@@ -311,37 +187,3 @@ class _At(Preconditioner):
     def describe(self, shape: tuple[int, ...]) -> str:
         """Return the plan for the whole parameter."""
         return self._form.describe(self._shape)
-
-
-def _noise_images(
-    geometry: Geometry, factor: Factor, q: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return what the two terms of a sample are made of, for `h` and `v` equal to `x`."""
-    if geometry.frame is Frame.LEFT:
-        return factor.multiply(q, x, 0), factor.solve_adjoint(q, x, 0)
-    return precondition(geometry, (factor,), (q,), x), x
-
-
-def _completed(
-    columns: Factor,
-    rows_term: Tensor,
-    columns_term: Tensor,
-    scale: Tensor,
-    image: Tensor,
-    index: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the terms of both axes with the expectation of the rows that are not in `index`.
-
-    Args:
-        columns: The factor of the columns.
-        rows_term: (B, t), of the rows in `index`.
-        columns_term: As the columns' factor has it.
-        scale: (B, I), the size of the image of noise in each row.
-        image: (B, D, D), the columns' part of it.
-        index: (t,).
-    """
-    weights = abs_square(scale).index_fill(1, index, 0)
-    rows = weights * abs_square(image).sum(dim=(1, 2)).unsqueeze(1)
-    gram = columns.gram(image, 0)
-    total = per_block(weights.sum(dim=1), gram) * gram
-    return rows.index_copy(1, index, rows_term), columns_term + total

@@ -20,9 +20,10 @@ from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import GENERAL, TRIANGULAR
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.kron import Kron
-from psgd_optim.forms.touched_rows import ExactRows, LazyRows, RowFit, TouchedRows
+from psgd_optim.forms.touched_rows import TouchedRows
 from psgd_optim.geometry import EQ
 from psgd_optim.optimizer import PSGD
+from psgd_optim.row_fit import ExactRows, LazyRows, RowFit
 from psgd_optim.schedules import Adaptive
 from psgd_optim.scope import DirectSum, Joint, Split, by_name
 from tests import reference, reference_touched

@@ -12,9 +12,10 @@ from psgd_optim.factors.matrix import GENERAL, TRIANGULAR
 from psgd_optim.factors.normalisation import NORMALISATION
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
-from psgd_optim.forms.touched_rows import ExactRows, LazyRows, RowFit, TouchedRows
+from psgd_optim.forms.touched_rows import TouchedRows
 from psgd_optim.frames import curvature_terms
 from psgd_optim.geometry import EQ, PRO4P, Q0_5EQ1_5, QEP, QUAD, QUAD4P, Geometry
+from psgd_optim.row_fit import ExactRows, LazyRows, RowFit
 from psgd_optim.types import Probe, State
 from tests import reference, reference_touched
 from tests.psgd_optim.forms.contract import COMPLEX, REAL, B, FormContract, generator
