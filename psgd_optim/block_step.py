@@ -54,7 +54,9 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     ok = peak.isfinite()
     grads.masked_fill_(~per_block(ok, grads), 0)
     pair, sound = _pair(block, rules, grads)
-    active = ok & ((block.steps > 0) | ((peak > 0) & sound))
+    scaled = rules.criterion.pairs is None or rules.fitting.init_scale is not None
+    ready = peak > 0 if scaled else (peak > 0) & sound  # a row may have to wait for a pair
+    active = ok & ((block.steps > 0) | ready)
     before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending:
@@ -85,26 +87,32 @@ def _pair(
     block: Block, rules: StepRules, grads: Tensor
 ) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
     """Return the block's pair, if this step has one, and which rows of it can be used."""
-    sound = torch.ones_like(block.steps, dtype=torch.bool)
+    usable = torch.ones_like(block.steps, dtype=torch.bool)
     source = rules.criterion.pairs
     if source is None:
-        return None, sound
+        return None, usable
     if rules.pairs is not None:
         probes, products = rules.pairs
         v, h = (block.view.gather(x.get).to(grads.dtype) for x in (probes, products))
     elif not source.memory:
-        return None, sound
+        return None, ~usable
     else:
         param = block.view.gather(lambda p: p.detach()).to(grads.dtype)
         found = source.observe(param, grads, block.extra)
         active = grads.flatten(1).abs().amax(dim=1) > 0
         source.remember(param, grads, block.extra, active.to(block.steps.dtype))
         if found is None:
-            return None, sound
+            return None, ~usable
         v, h = found
-        sound = block.steps > 0  # the first gradient has none to be compared with
-    sound = sound & h.flatten(1).abs().amax(dim=1).isfinite()
-    return (v, h.masked_fill(~per_block(sound, h), 0)), sound
+        usable = block.steps > 0  # the first gradient has none to be compared with
+    sound = usable & _finite(v) & _finite(h)
+    bad = ~per_block(sound, h)
+    return (v.masked_fill(bad, 0), h.masked_fill(bad, 0)), sound
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Return which rows have finite entries only, (B,)."""
+    return x.abs().flatten(1).amax(dim=1).isfinite()
 
 
 def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -> None:
@@ -120,8 +128,7 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -
     for name, x in block.state.items():
         x.copy_(torch.where(per_block(fresh, x), started[name], x))
     # The only look at a tensor's value from the host, and only until all rows have started.
-    if bool(((block.steps > 0) | fresh).all()):
-        block.pending.clear()
+    block.wait_for(~((block.steps > 0) | fresh))
 
 
 def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Tensor) -> None:

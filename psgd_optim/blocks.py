@@ -63,6 +63,14 @@ class Block:
         extra |= {name: torch.zeros_like(steps) for name in numbers}
         return cls(view, form, form.init(view.shape, torch.ones_like(steps), like), steps, extra)
 
+    def wait_for(self, rows: Tensor) -> None:
+        """Tell the host which rows have yet to start; reads the tensor.
+
+        Args:
+            rows: (B,), boolean.
+        """
+        self.pending = set(rows.nonzero().flatten().tolist())
+
     def entries(self) -> Iterator[tuple[Tensor, State]]:
         """Yield every unit's first parameter with the state of its rows, as views of the stacks.
 

@@ -1,6 +1,7 @@
 """What a preconditioner is fitted to: each criterion turns what a step sees into a `Probe`."""
 
 import abc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -234,7 +235,7 @@ class UnbiasedFisher(Whitening):
     def sample(self, evidence: Evidence, memory: State) -> Tensor:
         """Return the centred gradient with the mean's own part."""
         mean = memory["mean_grad"]
-        return evidence.grad - mean + mean / self.batch_size**0.5
+        return evidence.grad - mean + mean / math.sqrt(self.batch_size)
 
     def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
         """Average the gradient."""

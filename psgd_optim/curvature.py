@@ -31,6 +31,8 @@ from psgd_optim.types import State
 Pairs = tuple[Probes, Mapping[Tensor, Tensor]]
 """The probes `v` and their Hessian-vector products, by parameter."""
 
+_NO_NAMES: Mapping[Tensor, str] = {}
+
 
 class PairSource(abc.ABC):
     """Where pairs come from; concrete sources are final frozen dataclasses."""
@@ -72,7 +74,11 @@ class LossSource(PairSource):
 
     @abc.abstractmethod
     def evaluate(
-        self, closure: Closure, params: Sequence[Tensor], probes: Probes | None
+        self,
+        closure: Closure,
+        params: Sequence[Tensor],
+        probes: Probes | None,
+        names: Mapping[Tensor, str] = _NO_NAMES,
     ) -> Evaluation:
         """Return loss, gradients and Hessian-vector products on one and the same batch.
 
@@ -80,6 +86,7 @@ class LossSource(PairSource):
             closure: Returns the loss with its graph, or yields its parts.
             params: What to differentiate by.
             probes: The vectors `v`, or `None` for gradients only.
+            names: What to call a parameter in an error.
 
         Returns:
             The evaluation.
@@ -98,7 +105,11 @@ class Exact(LossSource):
     """
 
     def evaluate(
-        self, closure: Closure, params: Sequence[Tensor], probes: Probes | None
+        self,
+        closure: Closure,
+        params: Sequence[Tensor],
+        probes: Probes | None,
+        names: Mapping[Tensor, str] = _NO_NAMES,
     ) -> Evaluation:
         """Return loss, gradients and Hessian-vector products."""
         total = Sums()
@@ -107,7 +118,8 @@ class Exact(LossSource):
                 grads = gradients(loss, params, twice=probes is not None)
                 total.add(loss, grads)
                 if probes is not None:
-                    total.addproducts(products(grads, params, probes))
+                    total.add_products(products(grads, probes, names))
+                del loss, grads  # or they would keep this graph while the next one is built
         return total.evaluation()
 
 
@@ -134,16 +146,20 @@ class FiniteDifference(LossSource):
     module: nn.Module | None = None
 
     def evaluate(
-        self, closure: Closure, params: Sequence[Tensor], probes: Probes | None
+        self,
+        closure: Closure,
+        params: Sequence[Tensor],
+        probes: Probes | None,
+        names: Mapping[Tensor, str] = _NO_NAMES,
     ) -> Evaluation:
         """Return loss, gradients and differences."""
         if probes is None:
             return self._gradients_at(closure, params)
         size = difference_size(params)
         held = [p.detach().clone() for p in params]
-        before = Surroundings.remember(params, self.module)
+        before = Surroundings(params, self.module)
         base = self._gradients_at(closure, params)
-        after = Surroundings.remember(params, self.module)
+        after = Surroundings(params, self.module)
         try:
             ahead = self._moved(closure, params, held, probes, size, before)
             if self.central:
@@ -182,6 +198,7 @@ class FiniteDifference(LossSource):
         with torch.enable_grad():
             for loss in losses(closure):
                 total.add(loss, gradients(loss, params, twice=False))
+                del loss
         return total.evaluation()
 
 
@@ -192,7 +209,8 @@ class GradientDifference(PairSource):
 
     Costs nothing but memory, two tensors per parameter. Different batches add the difference of
     their gradients' noise to the pair, which damps the preconditioner. Both differences are scaled
-    by the root mean square of the first, so that the pair is in the units of a normal probe.
+    by the root mean square of the first, so that the pair is in the units of a normal probe; a row
+    that did not move has no pair.
 
     Source: S0 (6), with the step itself as the perturbation.
     """
@@ -203,8 +221,8 @@ class GradientDifference(PairSource):
         """Return the differences from the last step."""
         v, h = param - memory["last_param"], grad - memory["last_grad"]
         size = v.flatten(1).norm(dim=1) / v[0].numel() ** 0.5
-        size = per_block(size.clamp(min=torch.finfo(size.dtype).tiny), v)
-        return v / size, h / size
+        size = per_block(size, v)
+        return v / size, h / size  # not finite, and so not used, where nothing moved
 
     def remember(self, param: Tensor, grad: Tensor, memory: State, active: Tensor) -> None:
         """Keep the parameters and their gradient."""
@@ -237,8 +255,10 @@ def given_pairs(pair: tuple[Sequence[Tensor], Sequence[Tensor]], params: Sequenc
         The pairs, without graphs.
 
     Raises:
-        ValueError: If their shapes are not the parameters'.
+        ValueError: If it is no pair, or its shapes are not the parameters'.
     """
+    if len(pair) != 2:
+        raise ValueError(f"PSGD got a pair of {len(pair)}; give (v, hv).")
     expected = [tuple(p.shape) for p in params]
     for name, tensors in zip(("v", "hv"), pair, strict=True):
         found = [tuple(x.shape) for x in tensors]

@@ -98,9 +98,16 @@ class Hyperball(Decay):
     `p <- R (p - lr R u / |u|) / |p - lr R u / |u||` with the initial norm `R`: `lr` is the length
     of a step relative to the parameter, and there is no rate. Rows that start at zero take plain
     steps. Meant for matrices; give biases and gains a group of their own.
+
+    Raises:
+        ValueError: If a rate is given.
     """
 
     memory: ClassVar[tuple[str, ...]] = ("radius",)
+
+    def __post_init__(self) -> None:
+        if self.rate != 0:
+            raise ValueError(f"Hyperball got the rate {self.rate}; it has none: give Hyperball().")
 
     def take_step(
         self, view: View, updates: Tensor, lr: float | Tensor, rate: float, memory: State

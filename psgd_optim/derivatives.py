@@ -31,16 +31,21 @@ class Evaluation:
 
 
 @contextmanager
-def _readable_errors() -> Iterator[None]:
-    """Name the switch to flip where a fused kernel has no second derivative."""
+def _readable_errors(place: Callable[[], str] = str) -> Iterator[None]:
+    """Name the switch to flip where a fused kernel has no second derivative, and the place."""
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
         text = str(error)
+        if "backward through the graph a second time" in text:
+            raise InputError(
+                "The graph of the loss is gone: call no backward() in the closure, and let the "
+                "losses that it yields share no graph."
+            ) from error
         for sign, advice in _NO_SECOND_DERIVATIVE.items():
             if sign in text:
                 raise InputError(
-                    f"Exact() cannot differentiate this loss twice: {advice}, or use "
+                    f"Exact() cannot differentiate this loss twice{place()}: {advice}, or use "
                     "Newton(source=FiniteDifference())."
                 ) from error
         raise
@@ -51,7 +56,7 @@ _NO_SECOND_DERIVATIVE = {
         "scaled_dot_product_attention ran in a fused kernel; run the forward pass under "
         "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
     ),
-    "cudnn": (
+    "cudnn_rnn": (
         "a recurrent module (nn.RNN, nn.GRU or nn.LSTM) ran in cuDNN; run the forward pass under "
         "torch.backends.cudnn.flags(enabled=False)"
     ),
@@ -59,19 +64,50 @@ _NO_SECOND_DERIVATIVE = {
         "a module was compiled by torch.compile; call the uncompiled module, which shares its "
         "parameters"
     ),
+    "once_differentiable": "an autograd function has no second derivative; do without it",
+    "is not implemented": "an operation has no second derivative; do without it",
 }
+
+# What autograd puts into the graph of a gradient that cannot be differentiated again. It raises at
+# the first two, and leaves the last one, that of a once-differentiable function, out of H v.
+_SILENT_END = "Error"
+_DEAD_ENDS = ("NotImplemented", "CompiledFunctionBackwardBackward", _SILENT_END)
+
+
+def _place(grads: Mapping[Tensor, Tensor], names: Mapping[Tensor, str]) -> str:
+    """Return where the loss has no second derivative: after the last parameter that meets it."""
+    met = [p for p, g in grads.items() if _meets([g], _DEAD_ENDS)]
+    return f" after {names[met[-1]]}" if met and met[-1] in names else ""
+
+
+def _meets(tensors: Iterable[Tensor], ends: str | tuple[str, ...]) -> bool:
+    """Whether the graph of one of the tensors has a node whose name ends so."""
+    seen: set[Any] = set()
+    ahead: list[Any] = [x.grad_fn for x in tensors]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith(ends):
+            return True
+        seen.add(node)
+        ahead += [function for function, _ in node.next_functions]
+    return False
 
 
 def losses(closure: Closure) -> Iterator[Tensor]:
     """Return the parts of the loss, one after the other."""
     result = closure()
-    for loss in (result,) if isinstance(result, Tensor) else result:
+    parts = result if isinstance(result, Iterable) and not isinstance(result, Tensor) else (result,)
+    del result
+    for loss in parts:
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise InputError(
                 f"The closure gave {_told(loss)} for a loss; return it as a tensor of one element "
                 "with its graph, without calling backward()."
             )
         yield loss
+        del loss  # or it would keep its graph while the next one is built
 
 
 def _told(loss: object) -> str:
@@ -89,21 +125,37 @@ def gradients(loss: Tensor, params: Sequence[Tensor], *, twice: bool) -> dict[Te
 
 
 def products(
-    grads: Mapping[Tensor, Tensor], params: Sequence[Tensor], probes: Probes
+    grads: Mapping[Tensor, Tensor], probes: Probes, names: Mapping[Tensor, str]
 ) -> dict[Tensor, Tensor]:
-    """Return `H v`, zero for parameters that no gradient depends on."""
+    """Return `H v`, zero for parameters that no gradient depends on.
+
+    Args:
+        grads: Gradients with their graphs.
+        probes: The vectors `v`.
+        names: What to call a parameter in an error.
+
+    Returns:
+        Tensors without graphs, by parameter.
+
+    Raises:
+        InputError: If a gradient cannot be differentiated.
+    """
     for p, g in grads.items():
         # A gradient without a graph would leave its part of H v out, in silence: torch.compile
         # has returned such gradients (pytorch issue 181581).
         if not g.requires_grad:
-            number = next(i for i, q in enumerate(params) if q is p)
+            told = names.get(p, "a parameter")
             raise InputError(
-                f"The gradient of parameter {number}, of shape {tuple(p.shape)}, has no graph, so "
-                "that H v would leave it out: call the uncompiled module, or, if the loss is "
-                "linear in it, use Newton(source=FiniteDifference())."
+                f"The gradient of {told}, of shape {tuple(p.shape)}, has no graph, so that H v "
+                "would leave it out: call the uncompiled module, or, if the loss is linear in it, "
+                "use Newton(source=FiniteDifference())."
             )
     inputs = list(grads)
-    with _readable_errors():
+    if not inputs:
+        return {}
+    with _readable_errors(lambda: _place(grads, names)):
+        if _meets(grads.values(), _SILENT_END):
+            raise RuntimeError("once_differentiable")
         found = torch.autograd.grad(
             list(grads.values()), inputs, [probes[p] for p in inputs], allow_unused=True
         )
@@ -122,10 +174,11 @@ class Sums:
 
     def add(self, loss: Tensor, grads: Mapping[Tensor, Tensor]) -> None:
         """Add a part's loss and gradients."""
-        self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
+        part = loss.detach().reshape(())
+        self._loss = part if self._loss is None else self._loss + part
         _add(self._grads, grads)
 
-    def addproducts(self, products: Mapping[Tensor, Tensor]) -> None:
+    def add_products(self, products: Mapping[Tensor, Tensor]) -> None:
         """Add a part's Hessian-vector products."""
         _add(self.products, products)
 
@@ -155,26 +208,21 @@ def difference_size(params: Sequence[Tensor]) -> float:
 class Surroundings:
     """What an evaluation of the loss sees and changes besides parameters: randomness, buffers."""
 
-    def __init__(
-        self, cpu: Tensor, cuda: dict[torch.device, Tensor], buffers: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        self._cpu, self._cuda, self._buffers = cpu, cuda, buffers
-
-    @classmethod
-    def remember(cls, params: Sequence[Tensor], module: nn.Module | None) -> "Surroundings":
-        """Copy the states of torch's generators and a module's buffers."""
+    def __init__(self, params: Sequence[Tensor], module: nn.Module | None) -> None:
+        """Copy the states of torch's generators, and a module's buffers."""
         devices = {p.device for p in params if p.device.type == "cuda"}
-        buffers: list[Any] = [] if module is None else list(module.buffers())
-        return cls(
-            torch.get_rng_state(),
-            {device: torch.cuda.get_rng_state(device) for device in devices},
-            [(b, b.detach().clone()) for b in buffers],
-        )
+        self._cpu = torch.get_rng_state()
+        self._cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+        self._module = module
+        self._buffers = {name: b.detach().clone() for name, b in self._named_buffers()}
+
+    def _named_buffers(self) -> list[tuple[str, Tensor]]:
+        return [] if self._module is None else list(self._module.named_buffers())
 
     def restore(self) -> None:
         """Put them back."""
         torch.set_rng_state(self._cpu)
         for device, state in self._cuda.items():
             torch.cuda.set_rng_state(state, device)
-        for buffer, held in self._buffers:
-            buffer.detach().copy_(held)
+        for name, buffer in self._named_buffers():  # by name: a forward pass may replace a buffer
+            buffer.detach().copy_(self._buffers[name])

@@ -58,6 +58,10 @@ class Fitting:
                 f"Fitting got init_scale = {self.init_scale}; give a number above 0, or None to "
                 "take the scale of the first gradient."
             )
+        if not self.max_memory > 0:
+            raise ValueError(
+                f"Fitting got max_memory = {self.max_memory}; give a number of bytes above 0."
+            )
 
     def rate(self, seed: int, step: int) -> float:
         """Return the step size of `Q` in a step, 0 when the gate is closed.

@@ -3,7 +3,7 @@
 Objects would make a state_dict unreadable for `torch.load(weights_only=True)`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,3 +137,13 @@ def _check_sparse(form: Preconditioner, criterion: Criterion, decay: Decay) -> N
             f"PSGD got the form {form.name} with {type(decay).__name__}, which looks at all rows "
             "of a parameter; give these parameters a group with another weight_decay."
         )
+
+
+def told_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:
+    """Return what to call every parameter in an error: its name, or its number."""
+    told: dict[Tensor, str] = {}
+    for group in groups:
+        names = group.get("param_names", [None] * len(group["params"]))
+        for name, p in zip(names, group["params"], strict=True):
+            told[p] = f"parameter {len(told) if name is None else name}"
+    return told

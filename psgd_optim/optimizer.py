@@ -20,14 +20,14 @@ from psgd_optim.decay import Decay
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
-from psgd_optim.groups import GroupParts, allocate_group, check_group, take_apart
+from psgd_optim.groups import GroupParts, allocate_group, check_group, take_apart, told_names
 from psgd_optim.noise import noise_generator, normal_like
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_clock, saved_rows
 from psgd_optim.summary import check_memory, summarise
 
 _PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
-_PROBES = -2  # the number of the random stream of the probes; blocks count from 0
+_PROBES = -2  # the number of the probes' first random stream, counting down; blocks count from 0
 
 
 class PSGD(torch.optim.Optimizer):
@@ -134,11 +134,13 @@ class PSGD(torch.optim.Optimizer):
         return bool(self.fitting.rate(self._seed, self._step)) or self._starts_next()
 
     def _starts_next(self) -> bool:
-        """Whether the next step may set the initial scale of a row from a sample."""
-        if self.fitting.init_scale is not None:
+        """Whether the next step needs a pair to start from, as no row has had one yet."""
+        # Rows whose first gradient comes later start in the next step that fits Q: one that never
+        # gets a gradient must not cost a Hessian-vector product in every step.
+        if self.criterion.pairs is None or self.fitting.init_scale is not None:
             return False
-        waiting = any(block.pending for block in itertools.chain.from_iterable(self._blocks))
-        return waiting or any(self._is_new(p) for p in self._parameters())
+        blocks = itertools.chain.from_iterable(self._blocks)
+        return all(len(block.pending) == block.view.rows for block in blocks)
 
     @torch.no_grad()
     def step(
@@ -203,12 +205,13 @@ class PSGD(torch.optim.Optimizer):
     ) -> tuple[Tensor, Pairs | None]:
         """Set the gradients, and return the loss and, in a step that fits, the pairs."""
         params = self._trainable()
+        # Every device has a stream of its own: equal numbers would correlate the probes.
         streams = {
-            device: noise_generator(device, self._seed, self._step, _PROBES)
-            for device in {p.device for p in params}
+            device: noise_generator(device, self._seed, self._step, _PROBES - i)
+            for i, device in enumerate(dict.fromkeys(p.device for p in params))
         }
         probes = {p: normal_like(p, streams[p.device]) for p in params} if fits else None
-        found = source.evaluate(closure, params, probes)
+        found = source.evaluate(closure, params, probes, told_names(self.param_groups))
         for p in params:
             p.grad = found.grads.get(p)
         return found.loss, None if probes is None else (probes, found.products)

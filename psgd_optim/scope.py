@@ -113,8 +113,6 @@ class Split(Scope):
         """Return a view for every shape of a parameter and shape of its pieces."""
         found: Arrangement = []
         for group in _grouped((p for _, p in params), lambda p: squeezed(p.shape)):
-            if not all(p.is_contiguous() for p in group):
-                raise ValueError("Split got a parameter that is not contiguous; make it so.")
             boxes: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
             cuts = (_cut(n, self.size) for n in squeezed(group[0].shape))
             for box in itertools.product(*cuts):
@@ -172,25 +170,35 @@ def by_name(pattern: str) -> Rule:
     Returns:
         A rule; it raises a `ValueError` for parameters without names.
     """
-
-    def rule(name: str, param: Tensor) -> bool:
-        if not name:
-            raise ValueError(
-                f"by_name({pattern!r}) got a parameter of shape {tuple(param.shape)} without a "
-                "name; give the optimizer model.named_parameters()."
-            )
-        return fnmatch.fnmatchcase(name, pattern)
-
-    return rule
+    return _ByName(pattern)
 
 
 def by_axes(least: int, most: float = math.inf) -> Rule:
     """Return the rule for parameters whose number of axes longer than 1 is within bounds."""
+    return _ByAxes(least, most)
 
-    def rule(name: str, param: Tensor) -> bool:
-        return least <= sum(n != 1 for n in param.shape) <= most
 
-    return rule
+# Rules are values, not functions in functions, so that an optimizer with them can be pickled.
+@dataclass(frozen=True)
+class _ByName:
+    pattern: str
+
+    def __call__(self, name: str, param: Tensor) -> bool:
+        if not name:
+            raise ValueError(
+                f"by_name({self.pattern!r}) got a parameter of shape {tuple(param.shape)} without "
+                "a name; give the optimizer model.named_parameters()."
+            )
+        return fnmatch.fnmatchcase(name, self.pattern)
+
+
+@dataclass(frozen=True)
+class _ByAxes:
+    least: int
+    most: float
+
+    def __call__(self, name: str, param: Tensor) -> bool:
+        return self.least <= sum(n != 1 for n in param.shape) <= self.most
 
 
 def as_scope(form: object) -> Scope:

@@ -132,6 +132,7 @@ class _TouchedBlock(Block):
         """Write the rows into the parameter and the whole block; all others keep their bits."""
         if isinstance(self.view, Touched):
             self.view.commit()
+        self._whole.pending = self.pending
         if _AVERAGE not in self.extra:
             return
         taken = self.steps - self._before  # (1,), 0 where the gradient was not finite

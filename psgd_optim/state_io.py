@@ -59,6 +59,7 @@ def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> 
             )
         for name, x in row.items():
             x.copy_(theirs[name])
+    block.wait_for(block.steps == 0)
 
 
 def _layout(state: Mapping[str, Tensor]) -> dict[str, str]:

@@ -79,7 +79,7 @@ def _human(size: float) -> str:
     """
     value, unit = float(size), "B"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
+        if value < 1000:
             break
         value, unit = value / 1024, larger
     return f"{value:.3g} {unit}"

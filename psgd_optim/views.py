@@ -149,7 +149,8 @@ class Pieces(View):
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the boxes as views of the parameters, and their rows."""
-        boxes = [p.view(self._whole)[box] for p in self.params for box in self._boxes]
+        wholes = [p.squeeze() if p.numel() > 1 else p.reshape(1) for p in self.params]
+        boxes = [whole[box] for whole in wholes for box in self._boxes]
         return boxes, list(stack.unbind())
 
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"step_size", "geometry", "affine.convert"},
     {"factors.base", "arrow", "low_rank_gradient"},
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},
-    {"axis_plan", "frames"},
+    {"axis_plan", "frames", "block_matrix"},
     {"forms.base", "row_fit"},
     {
         "forms.kron",
@@ -24,6 +24,7 @@ LAYERS = [
         "forms.diagonal",
         "forms.closed_diagonal",
         "forms.permutation",
+        "forms.block_triangular",
         "forms.sparse_lu",
         "forms.low_rank",
     },

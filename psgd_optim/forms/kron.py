@@ -40,7 +40,8 @@ class Kron(Preconditioner):
         plan: Which factor each axis gets, instead of the choice by these two numbers.
         geometry: The coordinates of an update; EQ is the one for triangular and normalisation
             factors.
-        normaliser: What divides the step size.
+        normaliser: What divides the step size. `MaxEntry` is for plans without full matrices, whose
+            norm may be many times their largest entry.
         dtype: The factors' real dtype, e.g. `torch.bfloat16`; `None` is the parameters' dtype,
             at least single precision. Updates compute in single precision or better.
 

@@ -20,8 +20,8 @@ from psgd_optim import (
     GradientWhitening,
     Kron,
     MomentumWhitening,
+    block_step,
 )
-from psgd_optim import block_step
 from psgd_optim.blocks import Block
 
 SHAPES = [(6, 4), (6, 4), (4,), (6, 1, 4), ()]
