@@ -57,7 +57,7 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     scaled = rules.criterion.pairs is None or rules.fitting.init_scale is not None
     ready = peak > 0 if scaled else (peak > 0) & sound  # a row may have to wait for a pair
     active = ok & ((block.steps > 0) | ready)
-    before = block.steps.clone()
+    before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending:
         _start(block, rules, evidence, active)

@@ -17,13 +17,13 @@ def per_block(values: Tensor, like: Tensor) -> Tensor:
     """Shape one number per block so that it broadcasts over `like`.
 
     Args:
-        values: (B,).
+        values: (B,), or with more of the leading axes of `like`.
         like: (B, ...).
 
     Returns:
         (B, 1, ..., 1), a view.
     """
-    return values.view(-1, *(1,) * (like.ndim - 1))
+    return values.view(*values.shape, *(1,) * (like.ndim - values.ndim))
 
 
 def mode_product(m: Tensor, x: Tensor, axis: int) -> Tensor:
