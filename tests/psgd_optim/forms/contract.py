@@ -29,9 +29,6 @@ class FormContract:
     """Subclass as `TestSomeForm`; a new form writes the first members and inherits the rest."""
 
     shapes: tuple[tuple[int, ...], ...] = ((5, 4), (7,), (1,), (2, 1), (3, 4, 2))
-    # Those of the fits and of heavy tails; a form for matrices alone has no vectors among them.
-    fit_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
-    tail_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (2, 2), (6,))
 
     def make(self, **settings: object) -> Preconditioner:
         raise NotImplementedError
