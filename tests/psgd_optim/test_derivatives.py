@@ -165,7 +165,7 @@ def test_other_errors_pass_through() -> None:
     def closure() -> Tensor:
         raise RuntimeError("attention, please")
 
-    with pytest.raises(RuntimeError, match="^attention, please$"):
+    with pytest.raises(RuntimeError, match=r"^attention, please$"):
         evaluate(closure, None, a)
 
 
