@@ -47,7 +47,7 @@ class ArrowGradient(GroupGradient):
         return torch.cat((self.columns.flatten(1).abs(), self.tail.abs()), dim=1).amax(dim=1)
 
     def spectral_norm(self) -> Tensor:
-        """Return a bound: at least the norm, at most `sqrt(min(N, 2 r + 1))` times it."""
+        """Return a bound: at least the norm, at most `sqrt(r + 1)` times it."""
         return row_norms(self.columns).hypot(largest(self.tail))
 
     def frobenius_norm(self) -> Tensor:

@@ -58,7 +58,7 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     waits = rules.criterion.pairs is not None and rules.fitting.init_scale is None
     ready = (peak > 0) & sound if waits else peak > 0
     active = ok & ((block.steps > 0) | ready)
-    before = block.steps.clone()
+    before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending and not (waits and pair is None):
         _start(block, rules, evidence, active)
@@ -124,7 +124,7 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -
         peak = sample.abs().flatten(1).amax(dim=1)
         scale = initial_scale(sample, peak, rules.criterion.damping)
     else:
-        scale = torch.full_like(evidence.grad.real.flatten(1)[:, 0], rules.fitting.init_scale)
+        scale = evidence.grad.real.new_full(block.steps.shape, rules.fitting.init_scale)
     started = block.form.init(block.view.shape, scale, block.view.like)
     for name, x in block.state.items():
         x.copy_(torch.where(per_block(fresh, x), started[name], x))

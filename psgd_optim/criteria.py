@@ -23,7 +23,8 @@ class Evidence:
     Args:
         grad: (B, *shape), the gradient.
         average: (B, *shape), its average; the gradient itself when there is none.
-        steps: (B,), how many gradients each row had seen before.
+        steps: (B,), how many gradients each row had seen before; (B, I) where the parts of a row
+            count for themselves.
         pair: The probe `v` and its Hessian-vector product `h`, (B, *shape) each, in the steps that
             have one.
     """

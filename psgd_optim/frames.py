@@ -7,7 +7,11 @@ from torch import Tensor
 
 from psgd_optim.factors.base import Factor, SymmetricFactor
 from psgd_optim.geometry import Frame, Geometry
+from psgd_optim.group_gradient import FactorGradient
 from psgd_optim.types import Probe
+
+Terms = tuple[Tensor, Tensor | float]
+"""The curvature terms `T1` and `T2` of one axis, in the layout of `Factor.gram`."""
 
 
 def check_factors(
@@ -96,3 +100,42 @@ def images(
     for i, (factor, q) in enumerate(zip(factors, qs, strict=True)):
         h, v = factor.multiply(q, h, i), factor.solve_adjoint(q, v, i)
     return h, v
+
+
+def curvature_terms(
+    geometry: Geometry, factors: Sequence[Factor], qs: Sequence[Tensor], probe: Probe
+) -> list[Terms]:
+    """Return the curvature terms of every axis, as `images` has them.
+
+    Args:
+        geometry: Its frame says where they are taken.
+        factors: One per axis.
+        qs: Their numbers, in the dtype to compute in.
+        probe: The sample.
+
+    Returns:
+        One pair per axis; `T2` is a number, for that multiple of `I`, where `v` is integrated out.
+    """
+    x, y = images(geometry, factors, qs, probe)
+    return [
+        (f.gram(x, i), x[0].numel() / x.shape[i + 1] if y is None else f.gram(y, i))
+        for i, f in enumerate(factors)
+    ]
+
+
+def factor_gradient(
+    geometry: Geometry, factor: Factor, q: Tensor, terms: Terms, start: Tensor | None
+) -> FactorGradient:
+    """Return the gradient of one factor with the terms of its axis.
+
+    Args:
+        geometry: Its frame says whether they belong between `Q` and `Q^H`.
+        factor: The factor.
+        q: Its numbers.
+        terms: From `curvature_terms`.
+        start: The rows that norm estimates start from, if any.
+    """
+    t1, t2 = terms
+    if geometry.frame is Frame.BOTH and isinstance(factor, SymmetricFactor):
+        t1, t2 = factor.congruence(q, t1), factor.congruence(q, t2)
+    return factor.gradient(t1, t2, start)

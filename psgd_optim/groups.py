@@ -15,8 +15,10 @@ from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion
 from psgd_optim.decay import Decay, as_decay
 from psgd_optim.fitting import Fitting
+from psgd_optim.forms.base import Preconditioner, SparseForm
 from psgd_optim.schedules import Adaptive
 from psgd_optim.scope import Scope, as_scope
+from psgd_optim.sparse_block import SparseBlock
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,10 @@ def allocate_group(
 
     Returns:
         One block for each view that the scope makes.
+
+    Raises:
+        ValueError: If a form for sparse gradients meets a criterion or a decay that looks at rows
+            without a gradient.
     """
     names = group.get("param_names", [""] * len(group["params"]))
     pairs = zip(names, group["params"], strict=True)
@@ -109,10 +115,28 @@ def allocate_group(
     tensors += criterion.pairs.memory if criterion.pairs else ()
     numbers = list(parts.decay.memory)
     numbers += ["whitened"] if isinstance(fitting.precond_lr, Adaptive) else []
-    return [
-        Block.allocate(view, form, tensors, numbers, device)
-        for view, form in parts.scope.arrange(chosen)
-    ]
+    blocks = []
+    for view, form in parts.scope.arrange(chosen):
+        kind = SparseBlock if isinstance(form, SparseForm) else Block
+        if kind is SparseBlock:
+            _check_sparse(form, criterion, parts.decay)
+        blocks.append(kind.allocate(view, form, tensors, numbers, device))
+    return blocks
+
+
+def _check_sparse(form: Preconditioner, criterion: Criterion, decay: Decay) -> None:
+    """Refuse what needs more of a row without a gradient than to leave it alone."""
+    if criterion.pairs is not None or criterion.memory:
+        raise ValueError(
+            f"PSGD got the form {form.name} with {type(criterion).__name__}, which needs pairs or "
+            "averages of rows without a gradient; give it GradientWhitening() or "
+            "MomentumWhitening(), or the parameters another form and dense gradients."
+        )
+    if decay.memory:
+        raise ValueError(
+            f"PSGD got the form {form.name} with {type(decay).__name__}, which looks at all rows "
+            "of a parameter; give these parameters a group with another weight_decay."
+        )
 
 
 def told_names(groups: Iterable[Mapping[str, Any]]) -> dict[Tensor, str]:

@@ -15,8 +15,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.forms.base import Preconditioner
-from psgd_optim.views import Joined, Pieces, Stacked, View, squeezed
+from psgd_optim.forms.base import Preconditioner, SparseForm
+from psgd_optim.views import Joined, Pieces, Stacked, Touched, View, squeezed
 
 Named = tuple[str, Tensor]
 """A parameter with its name, "" where the optimizer was given none."""
@@ -41,6 +41,8 @@ class Scope(abc.ABC):
 class PerTensor(Scope):
     """Every parameter is one tensor to the form; equal shapes share a stack.
 
+    A form that keeps sparse gradients sparse gets every parameter in a stack of its own.
+
     Args:
         form: The form of every parameter.
     """
@@ -49,6 +51,8 @@ class PerTensor(Scope):
 
     def arrange(self, params: Sequence[Named]) -> Arrangement:
         """Return one view per squeezed shape, dtype and device."""
+        if isinstance(self.form, SparseForm):
+            return [(Touched(p), self.form) for _, p in params]
         groups = _grouped((p for _, p in params), lambda p: squeezed(p.shape))
         return [(Stacked(group), self.form) for group in groups]
 
@@ -64,10 +68,16 @@ class Joint(Scope):
     Args:
         form: The form of the vector.
 
+    Raises:
+        ValueError: If the form is one that keeps sparse gradients sparse.
+
     Source: S2, the "black box" use of its preconditioners.
     """
 
     form: Preconditioner
+
+    def __post_init__(self) -> None:
+        _refuse_sparse(self.form, "Joint")
 
     def arrange(self, params: Sequence[Named]) -> Arrangement:
         """Return one view per dtype and device."""
@@ -88,7 +98,7 @@ class Split(Scope):
         size: Longest axis of a piece.
 
     Raises:
-        ValueError: If the size is below 1.
+        ValueError: If the size is below 1, or the form is one that keeps sparse gradients sparse.
     """
 
     form: Preconditioner
@@ -97,6 +107,7 @@ class Split(Scope):
     def __post_init__(self) -> None:
         if self.size < 1:
             raise ValueError(f"Split got the size {self.size}; give a whole number from 1 on.")
+        _refuse_sparse(self.form, "Split")
 
     def arrange(self, params: Sequence[Named]) -> Arrangement:
         """Return a view for every shape of a parameter and shape of its pieces."""
@@ -207,6 +218,14 @@ def as_scope(form: object) -> Scope:
     if isinstance(form, Preconditioner):
         return PerTensor(form)
     raise TypeError(f"PSGD got form = {form!r}; give a form such as Kron(), or a scope of one.")
+
+
+def _refuse_sparse(form: Preconditioner, scope: str) -> None:
+    if isinstance(form, SparseForm):
+        raise ValueError(
+            f"{scope} got the form {form.name}, whose rows must stay those of one matrix; give "
+            "these parameters the bare form."
+        )
 
 
 def _grouped(params: Iterable[Tensor], key: Callable[[Tensor], Hashable]) -> list[list[Tensor]]:

@@ -154,6 +154,49 @@ class Pieces(View):
         return boxes, list(stack.unbind())
 
 
+@final
+class Touched(View):
+    """One matrix, or some of its rows: a step moves copies of them, and `commit` puts these back.
+
+    Not squeezed: the axes mean rows and columns, however long they are.
+    """
+
+    def __init__(self, param: Tensor, index: Tensor | None = None) -> None:
+        """Lay out the rows of a matrix (I, D) that an index (t,) names, or all of them."""
+        self.shape = tuple(param.shape) if index is None else (len(index), *param.shape[1:])
+        self.units = [[param]]
+        self.rows_per_unit = 1
+        self.prefix = ""
+        self._index = index
+        self._moved: Tensor | None = None
+
+    def only(self, units: Sequence[int]) -> View:
+        """Return this view: there is one unit."""
+        return self
+
+    def gather(self, source: Source) -> Tensor:
+        """Return copies of the rows of a dense tensor, (1, t, D)."""
+        return self._rows(_or_zeros(source, self.like)).unsqueeze(0)
+
+    def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return copies of the rows, and the stack's one row."""
+        self._moved = self._rows(self.like)
+        return [self._moved], [stack[0]]
+
+    def commit(self) -> None:
+        """Write the copies that `pairs` returned into the parameter, and nothing else."""
+        if self._moved is None:
+            return
+        if self._index is None:
+            self.like.copy_(self._moved)
+        else:
+            self.like.index_copy_(0, self._index, self._moved)
+        self._moved = None
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.clone() if self._index is None else x.index_select(0, self._index)
+
+
 def _or_zeros(source: Source, param: Tensor) -> Tensor:
     found = source(param)
     return torch.zeros_like(param) if found is None else found

@@ -48,7 +48,7 @@ def criterion(q: Tensor, h: Tensor, v: Tensor) -> float:
 
 def follow(bound: Tensor | float, size: float, beta: float = 0.9) -> float:
     """Return the divisor after one more size."""
-    return max(beta * float(bound) + (1 - beta) * size, size)
+    return max(beta * float(bound) + (1 - beta) * size, size, torch.finfo(torch.float64).tiny)
 
 
 def sparse_lu_update(
@@ -110,7 +110,7 @@ def low_rank_update(
     wall = (u if coin else v) @ (u if coin else v).mH
     moves = [wall @ t if coin else t @ wall for t in for_m]
     bound_m = follow(bounds[1], sum(float(torch.linalg.matrix_norm(m, 2)) for m in moves))
-    move = rate / max(bound_m, torch.finfo(d.dtype).tiny) * (moves[0] - moves[1])
+    move = rate / bound_m * (moves[0] - moves[1])
     middle = (eye - move) @ middle if scale_first else middle @ (eye - move)
     scales = d.to(u.dtype).diag()
     return (middle @ scales if scale_first else scales @ middle), bound_d, bound_m

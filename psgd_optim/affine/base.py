@@ -51,6 +51,20 @@ def join(
     return nn.Parameter(matrix, requires_grad=parts[0].requires_grad)
 
 
+def matrix_of(module: nn.Module, name: str) -> Tensor:
+    """Return a matrix by name, which `torch.func.functional_call` may have replaced by a tensor.
+
+    Args:
+        module: Its module.
+        name: Its name.
+
+    Returns:
+        The parameter, or what stands for it.
+    """
+    matrix: Tensor = getattr(module, name)  # get_parameter takes no tensor in its place
+    return matrix
+
+
 def split(matrix: Tensor, inputs: int) -> tuple[Tensor, Tensor | None]:
     """Return the weight (M, n) and the bias (M,) of `[W, b]` as views; `None` for no bias.
 
@@ -61,10 +75,14 @@ def split(matrix: Tensor, inputs: int) -> tuple[Tensor, Tensor | None]:
     Returns:
         Views that gradients flow through.
     """
-    return matrix[:, :inputs], matrix[:, inputs] if matrix.shape[1] > inputs else None
+    if matrix.shape[1] == inputs:
+        return matrix, None
+    # One view for both: the gradients of two slices would be two padded matrices and their sum.
+    weight, bias = torch.split(matrix, [inputs, 1], dim=1)
+    return weight, bias.squeeze(1)
 
 
-def give(layer: nn.Module, matrix: nn.Parameter, **parts: Tensor | None) -> None:
+def give(layer: nn.Module, matrix: Tensor, **parts: Tensor | None) -> None:
     """Set parameters of a layer to copies of the parts of a matrix; `None` is left out.
 
     Args:

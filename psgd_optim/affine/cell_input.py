@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psgd_optim.affine.base import split
+from psgd_optim.affine.base import matrix_of, split
 
 _Map = tuple[Tensor, Tensor | None]
 """Weight and bias of one affine map, as views of its matrix."""
@@ -61,7 +61,7 @@ class _CellInput(nn.Module, abc.ABC):
         h, c = state or (x.new_zeros(x.shape[1], self.hidden_size),) * 2
         inputs = self.input_size + 2 * self.hidden_size
         # Split once: in the loop, every step's gradient would be a matrix of its own.
-        maps = [split(self.get_parameter(name), inputs) for name in self.names]
+        maps = [split(matrix_of(self, name), inputs) for name in self.names]
         outputs = []
         for row in x.unbind():
             h, c = self._cell(row, h, c, maps)
@@ -142,7 +142,7 @@ class PeepholeLSTM(_CellInput):
         names = ("weight_i", "weight_f", "weight_o", "weight_c")
         super().__init__(input_size, hidden_size, names, hidden_size, std)
         with torch.no_grad():
-            self.get_parameter("weight_f")[:, -1] = 1
+            matrix_of(self, "weight_f")[:, -1] = 1
 
     def _cell(self, x: Tensor, h: Tensor, c: Tensor, maps: list[_Map]) -> tuple[Tensor, Tensor]:
         u = torch.cat((x, h, c), dim=1)

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -30,7 +31,7 @@ _HOOKS = (
     "_load_state_dict_pre_hooks",
 )
 # The names of parameters and buffers in the layers and in their twins.
-_OWN = re.compile(r"(weight|bias)((_[ih]h)?_l\d+(_reverse)?)?|_biases_l\d+(_reverse)?")
+_OWN = re.compile(r"(weight|bias)((_[ih]h|_hr)?_l\d+(_reverse)?)?|_biases_l\d+(_reverse)?")
 
 
 def to_affine(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
@@ -85,27 +86,27 @@ def from_affine(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
     return _replace(module, _plain, leave, "from_affine")
 
 
-def _twin(layer: nn.Module) -> nn.Module | None:
-    """Return the affine twin of a layer, or `None` for what has none."""
+def _twin(layer: nn.Module) -> Callable[[], nn.Module] | None:
+    """Return what makes the affine twin of a layer, or `None` for what has none."""
     if isinstance(layer, LazyModuleMixin) and layer.cls_to_become in _TWINS:
         raise ValueError("a lazy layer has no shape yet: run the module once first.")
     # Exactly these types: a subclass may use its weights in another way.
     kind = _TWINS.get(type(layer))
-    return None if kind is None else kind(layer)
+    return None if kind is None else partial(kind, layer)
 
 
-def _plain(layer: nn.Module) -> nn.Module | None:
-    """Return the layer of torch's that an affine layer stands for, or `None` for what is none."""
-    return layer.plain() if isinstance(layer, Affine) else None
+def _plain(layer: nn.Module) -> Callable[[], nn.Module] | None:
+    """Return what makes torch's layer from an affine one, or `None` for what is none."""
+    return layer.plain if isinstance(layer, Affine) else None
 
 
 def _replace(
     root: nn.Module,
-    convert: Callable[[nn.Module], nn.Module | None],
+    maker: Callable[[nn.Module], Callable[[], nn.Module] | None],
     leave: Collection[str],
     caller: str,
 ) -> nn.Module:
-    """Replace submodules by what `convert` returns for them, once it is known to go well."""
+    """Replace submodules by what their maker, if any, makes, once all are made."""
     places = list(root.named_modules(remove_duplicate=False))
     if unknown := sorted(set(leave) - {name for name, _ in places}):
         raise ValueError(f"{caller} got leave = {unknown}, which names no submodule; correct it.")
@@ -117,10 +118,10 @@ def _replace(
         if layer in left or layer in new:
             continue
         try:
-            twin = convert(layer)
-            if twin is not None:
+            make = maker(layer)
+            if make is not None:
                 _check(name, layer, owners)
-                new[layer] = twin
+                new[layer] = make()
         except ValueError as error:
             where = name or type(layer).__name__
             raise ValueError(f"{caller} cannot replace {where}: {error}") from error

@@ -195,24 +195,16 @@ class AffineConvTranspose2d(_Convolution):
         """
         extra = self.output_padding
         if output_size is not None:
-            sizes = zip(
-                output_size[-2:],
-                x.shape[-2:],
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.kernel_size,
-                strict=True,
-            )
+            places = (self.stride, self.padding, self.dilation, self.kernel_size)
+            sizes = zip(output_size[-2:], x.shape[-2:], *places, strict=True)
             extra = _pair([
                 wanted - ((n - 1) * stride - 2 * pad + dilation * (k - 1) + 1)
                 for wanted, n, stride, pad, dilation, k in sizes
             ])
         filters, bias = self._filters()
-        filters = _exchange(filters, self.groups)
-        return F.conv_transpose2d(
-            x, filters, bias, self.stride, self.padding, extra, self.groups, self.dilation
-        )
+        weight = _exchange(filters, self.groups)
+        options = (self.stride, self.padding, extra, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, bias, *options)
 
     def plain(self) -> nn.ConvTranspose2d:
         """Return the `nn.ConvTranspose2d` with the same outputs, on parameters of its own."""

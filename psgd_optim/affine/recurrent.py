@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from psgd_optim.affine.base import give, join, split
+from psgd_optim.affine.base import give, join, matrix_of, split
 from psgd_optim.affine.unrolled import OneMatrix, States, Unrolled
 
 
@@ -129,14 +129,14 @@ class AffineGRU(Unrolled):
         self.register_parameter(f"weight_hh_{at}", join([w_h], biases[1:]))
 
     def _maps(self, at: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        w_x, b_x = split(self.get_parameter(f"weight_ih_{at}"), self._inputs(at))
-        w_h, b_h = split(self.get_parameter(f"weight_hh_{at}"), self.hidden_size)
+        w_x, b_x = split(matrix_of(self, f"weight_ih_{at}"), self._inputs(at))
+        w_h, b_h = split(matrix_of(self, f"weight_hh_{at}"), self.hidden_size)
         return w_x, b_x, w_h, b_h
 
     def _give(self, layer: nn.RNNBase, at: str) -> None:
         w_x, b_x, w_h, b_h = self._maps(at)
         for kind, weight, bias in (("ih", w_x, b_x), ("hh", w_h, b_h)):
-            matrix = self.get_parameter(f"weight_{kind}_{at}")
+            matrix = matrix_of(self, f"weight_{kind}_{at}")
             give(layer, matrix, **{f"weight_{kind}_{at}": weight, f"bias_{kind}_{at}": bias})
 
     def _cell(self, x: Tensor, h: Tensor, states: States) -> States:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from psgd_optim.affine.base import Affine, give, join, split
+from psgd_optim.affine.base import Affine, give, join, matrix_of, split
 
 States = tuple[Tensor, ...]
 """The hidden state, and for an LSTM the cell state."""
@@ -184,8 +184,9 @@ class OneMatrix(Unrolled):
 
     def _maps(self, at: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         inputs = self._inputs(at)
-        weight, bias = split(self.get_parameter(f"weight_{at}"), inputs + self.hidden_size)
-        return weight[:, :inputs], bias, weight[:, inputs:], None
+        weight, bias = split(matrix_of(self, f"weight_{at}"), inputs + self.hidden_size)
+        w_x, w_h = torch.split(weight, [inputs, self.hidden_size], dim=1)
+        return w_x, bias, w_h, None
 
     def _give(self, layer: nn.RNNBase, at: str) -> None:
         w_x, bias, w_h, _ = self._maps(at)
@@ -195,5 +196,5 @@ class OneMatrix(Unrolled):
             # Bit for bit the old part where nothing has moved the sum.
             moved = torch.where(bias == b_x + b_h, b_x, bias - b_h)
             parts |= {"bias_ih": moved, "bias_hh": b_h}
-        matrix = self.get_parameter(f"weight_{at}")
+        matrix = matrix_of(self, f"weight_{at}")
         give(layer, matrix, **{f"{kind}_{at}": part for kind, part in parts.items()})

@@ -92,6 +92,22 @@ class Preconditioner(abc.ABC):
         """Return the plan for one parameter in a few words, for `PSGD.summary`."""
 
 
+class SparseForm(Preconditioner):
+    """A form of matrices whose gradients may be sparse in their rows; each is in a block alone."""
+
+    @abc.abstractmethod
+    def at(self, shape: tuple[int, ...], index: Tensor) -> Preconditioner:
+        """Return the form of some rows: it reads and writes the state of all of them.
+
+        Args:
+            shape: The shape of the parameter, (I, D).
+            index: (t,), distinct row numbers.
+
+        Returns:
+            A form whose samples are (B, t, D), for states of this form.
+        """
+
+
 def state_dtype(like: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     """Return the dtype of a form's state: the wanted one, else at least single precision.
 

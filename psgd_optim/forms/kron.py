@@ -1,6 +1,7 @@
 """The Kronecker form: one small factor per axis of a tensor of any order."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,11 +9,17 @@ import torch
 from torch import Tensor
 
 from psgd_optim.axis_plan import Plan, SizePlan, plan_by_size
-from psgd_optim.factors.base import Factor, SymmetricFactor
+from psgd_optim.factors.base import Factor
 from psgd_optim.forms.base import Preconditioner, state_dtype
-from psgd_optim.frames import as_matrix, check_factors, images, precondition
+from psgd_optim.frames import (
+    Terms,
+    as_matrix,
+    check_factors,
+    curvature_terms,
+    factor_gradient,
+    precondition,
+)
 from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
-from psgd_optim.group_gradient import FactorGradient
 from psgd_optim.linalg import lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
@@ -33,7 +40,8 @@ class Kron(Preconditioner):
         plan: Which factor each axis gets, instead of the choice by these two numbers.
         geometry: The coordinates of an update; EQ is the one for triangular and normalisation
             factors.
-        normaliser: What divides the step size.
+        normaliser: What divides the step size. `MaxEntry` is for plans without full matrices, whose
+            norm may be many times their largest entry.
         dtype: The factors' real dtype, e.g. `torch.bfloat16`; `None` is the parameters' dtype,
             at least single precision. Updates compute in single precision or better.
 
@@ -120,34 +128,42 @@ class Kron(Preconditioner):
         The norm bound behind the step may be that part of the true norm.
         """
         factors, qs = self._computed(state, probe.h)
-        pair = images(self.geometry, factors, qs, probe)
+        terms = curvature_terms(self.geometry, factors, qs, probe)
+        moved, safe = self.move(state, qs, terms, draws, rate)
+        for i, (new, old) in enumerate(zip(_balance(moved), qs, strict=True)):
+            state[f"q{i}"].copy_(torch.where(per_block(safe, new), new, old))
+
+    def move(
+        self,
+        state: State,
+        qs: Sequence[Tensor],
+        terms: Sequence[Terms],
+        draws: State,
+        rate: Tensor | float,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the factors after one step along given terms, and which rows took it.
+
+        Args:
+            state: Its divisors `l{i}` move on; nothing else is read.
+            qs: The factors' numbers, in the dtype to compute in.
+            terms: The curvature terms of every axis.
+            draws: What `draw` returned.
+            rate: Step size, a number or (B,).
+
+        Returns:
+            The factors, not balanced, and (B,), false where a sample was too large.
+        """
+        factors = self._factors(tuple(q.shape[-1] for q in qs))
         moved, safe = [], torch.ones_like(state["l0"], dtype=torch.bool)
-        for i, (factor, q) in enumerate(zip(factors, qs, strict=True)):
+        for i, (factor, q, pair) in enumerate(zip(factors, qs, terms, strict=True)):
             start = draws.get(f"start{i}")
-            gradient = self._gradient(factor, q, pair, i, start)
+            gradient = factor_gradient(self.geometry, factor, q, pair, start)
             bound = self.normaliser.grow(state[f"l{i}"], gradient)
             moved.append(self.geometry.move(q, gradient, rate / bound, start))
             # A sample too large for the sum of its squares says nothing: its row stays as it is.
             safe = safe & bound.isfinite()
             state[f"l{i}"].copy_(torch.where(bound.isfinite(), bound, state[f"l{i}"]))
-        for i, (new, old) in enumerate(zip(_balance(moved), qs, strict=True)):
-            state[f"q{i}"].copy_(torch.where(per_block(safe, new), new, old))
-
-    def _gradient(
-        self,
-        factor: Factor,
-        q: Tensor,
-        pair: tuple[Tensor, Tensor | None],
-        axis: int,
-        start: Tensor | None,
-    ) -> FactorGradient:
-        """Return one axis' gradient from the images of `h` and `v`."""
-        x, y = pair
-        t1 = factor.gram(x, axis)
-        t2 = x[0].numel() / x.shape[axis + 1] if y is None else factor.gram(y, axis)
-        if self.geometry.frame is Frame.BOTH and isinstance(factor, SymmetricFactor):
-            t1, t2 = factor.congruence(q, t1), factor.congruence(q, t2)
-        return factor.gradient(t1, t2, start)
+        return moved, safe
 
     def _computed(self, state: State, x: Tensor) -> tuple[tuple[Factor, ...], list[Tensor]]:
         """Return the factors and their numbers, in the dtype to compute in with `x`."""

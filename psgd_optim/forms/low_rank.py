@@ -16,10 +16,17 @@ from psgd_optim.types import Probe, State
 
 # The directions in which U V^H first grows; any number does, as long as it never changes.
 _START_SEED = 20
+# Frobenius norm of the first V (anchors 8.5). A larger one would hold back the first moves of U,
+# whose divisors grow with it and fall slowly.
+_START_SIZE = 0.1**0.5
 
 
 class Order(enum.Enum):
-    """Whether `Q` scales a vector before or after its low-rank part; each has its own updates."""
+    """Whether `Q` scales a vector before or after its low-rank part; each has its own updates.
+
+    `SCALE_LAST` is the less forgiving one: with a first-order normaliser, rates near 1 and heavy
+    tails, rounding to single precision can carry det(Q) through 0, which P = Q^H Q survives.
+    """
 
     SCALE_FIRST = "(I + U V^H) diag(d)"
     SCALE_LAST = "diag(d) (I + U V^H)"
@@ -76,15 +83,15 @@ class LowRank(Preconditioner):
     def init(self, shape: tuple[int, ...], scale: Tensor, like: Tensor) -> State:
         """Return `d = scale`, `U = 0` and a `V` of fixed random numbers, the same in every row.
 
-        The first update of `U` wakes the low-rank part; the size of `V` has no influence.
+        The first update of `U` wakes the low-rank part.
         """
         n = torch.Size(shape).numel()
         dtype = state_dtype(like, self.dtype)
         d = scale.to(like.device, state_dtype(like.real, self.dtype))[:, None].repeat(1, n)
         start = torch.Generator().manual_seed(_START_SEED)
         random = torch.promote_types(dtype, torch.float64)
-        v = torch.randn(n, min(self.rank, n), dtype=random, generator=start) / n**0.5
-        v = v.to(like.device, dtype)
+        v = torch.randn(n, min(self.rank, n), dtype=random, generator=start)
+        v = (v * (_START_SIZE / v.norm())).to(like.device, dtype)
         bound = torch.zeros_like(lift(d[:, 0]))
         return {
             "scale": d,

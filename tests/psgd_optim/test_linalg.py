@@ -77,6 +77,43 @@ def test_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.dtype) -> No
     assert float((rotated.mH @ rotated - gram).norm() / gram.norm()) < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_third_order_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.dtype) -> None:
+    n = 8
+    symmetric = reference.random_spd(n, torch.Generator().manual_seed(0), dtype)[None]
+    small = 0.05 * stack((n, n), 5, dtype)
+    q = torch.linalg.matrix_exp(small - small.mH) @ symmetric
+    start = stack((32, n), 6, torch.float64)
+    rotated = linalg.rotate_onto_psd(q, start, turns=40)
+    assert bool(((rotated - rotated.mH).abs() < 1e-3 * rotated.abs().amax(dim=(1, 2))[0]).all())
+    gram = q.mH @ q
+    # unitary to a^6 / 64 <= 2.2e-5 in a step of angle 1/3; angles shrink quickly
+    assert float((rotated.mH @ rotated - gram).norm() / gram.norm()) < 1e-4
+    again = linalg.rotate_onto_psd(rotated, start)
+    torch.testing.assert_close(again, rotated, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fold_undoes_unfold(shape: tuple[int, ...]) -> None:
+    x = stack(shape)
+    for axis in range(len(shape)):
+        columns = linalg.unfold(x, axis)
+        torch.testing.assert_close(columns[0], reference.unfold(x[0], axis))
+        torch.testing.assert_close(linalg.fold(columns, x.shape, axis), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_hermitian_roots(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    a = torch.stack([reference.random_spd(4, rng, dtype) for _ in range(2)])
+    skew = stack((4, 4), 1, dtype)
+    root = linalg.hermitian_root(a + skew - skew.mH)
+    torch.testing.assert_close(root @ root, a)
+    a[0] = torch.nan
+    torch.testing.assert_close(linalg.hermitian_root(a)[1], root[1])
+    assert not bool(linalg.hermitian_root(a)[0].isfinite().any())
+
+
 def test_a_symmetric_matrix_is_not_rotated() -> None:
     q = torch.eye(4).expand(2, 4, 4)
     start = stack((32, 4), 0, torch.float32)

@@ -29,6 +29,9 @@ class FormContract:
     """Subclass as `TestSomeForm`; a new form writes the first members and inherits the rest."""
 
     shapes: tuple[tuple[int, ...], ...] = ((5, 4), (7,), (1,), (2, 1), (3, 4, 2))
+    # Those of the fits and of heavy tails; a form for matrices alone has no vectors among them.
+    fit_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
+    tail_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (2, 2), (6,))
 
     def make(self, **settings: object) -> Preconditioner:
         raise NotImplementedError
@@ -49,21 +52,29 @@ class FormContract:
     # Largest rate at which heavy-tailed samples keep Q in its group.
     largest_rate = 0.9
 
+    # Numbers of updates of a fit: enough for the errors above, few enough for the clock.
+    newton_steps = 1500
+    whitening_steps = 4000
+
+    # Shapes of the fits and of the heavy tails, for a form that is not for every order.
+    fit_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
+    tail_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (2, 2), (6,))
+
     # Covariances that the form can represent, so that a fit can be exact.
     def hessians(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         raise NotImplementedError
 
-    # Second moments whose inverse root, not inverse, the form can represent.
-    def moments(self, shape: tuple[int, ...]) -> Tensor:
-        return self.hessians(shape, REAL)
-
-    def stored_numel(self, state: State) -> int:
-        """Return how many numbers of one parameter's `Q` a state holds; zeros of a pattern less."""
-        return sum(x[0].numel() for name, x in state.items() if not is_bound(name))
+    def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return second moments whose inverse root the form can represent."""
+        return self.hessians(shape, dtype)
 
     @pytest.fixture
     def exact_norms(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("psgd_optim.linalg.spectral_norm_bound", reference.exact_norm)
+
+    def stored(self, state: State) -> int:
+        """Return how many numbers of `Q` a row holds, zeros outside of its pattern not counted."""
+        return sum(x[0].numel() for name, x in state.items() if not is_bound(name))
 
     def fresh(self, shape: tuple[int, ...], dtype: torch.dtype = REAL, scale: float = 1.0) -> State:
         scales = torch.full((B,), scale, dtype=torch.float64)
@@ -176,7 +187,7 @@ class FormContract:
         form = self.make() if normaliser is None else self.make(normaliser=normaliser)
         state, rng = self.fresh(shape, dtype), generator(1)
         hessian = self.hessians(shape, dtype)
-        steps = 1500
+        steps = self.newton_steps
         for t in range(steps):
             v = torch.randn(B, *shape, generator=rng, dtype=dtype)
             h = (hessian @ v.flatten(1)[..., None])[..., 0].view_as(v)
@@ -191,7 +202,7 @@ class FormContract:
 
     @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
     def test_newton_pairs_fit_the_inverse_hessian(self, dtype: torch.dtype) -> None:
-        for shape in ((4, 3), (5,)):
+        for shape in self.fit_shapes:
             assert self.newton_error(shape, dtype) < self.fit_error
 
     @pytest.mark.parametrize("normaliser", [MaxEntry(), SpectralNorm(), FrobeniusNorm()])
@@ -210,9 +221,9 @@ class FormContract:
 
     def test_whitening_fits_the_inverse_root_of_the_second_moment(self) -> None:
         form, state, rng = self.make(), self.fresh((4, 3)), generator(2)
-        moment = self.moments((4, 3))
+        moment = self.moments((4, 3), REAL)
         root = torch.linalg.cholesky(moment)
-        steps = 4000
+        steps = self.whitening_steps
         for t in range(steps):
             z = torch.randn(B, 12, 1, generator=rng, dtype=REAL)
             probe = self.paired((root @ z).view(B, 4, 3), rng)
@@ -242,7 +253,7 @@ class FormContract:
 
     def test_heavy_tailed_samples_keep_q_in_its_group(self) -> None:
         form, rng = self.make(), generator(4)
-        for shape in ((4, 3), (2, 2), (6,)):
+        for shape in self.tail_shapes:
             state = self.fresh(shape)
             for _ in range(300):
                 z = torch.randn(B, *shape, generator=rng, dtype=REAL)
@@ -289,7 +300,7 @@ class FormContract:
 
     def test_numel_is_what_is_stored(self) -> None:
         for shape in self.shapes:
-            stored = self.stored_numel(self.fresh(shape))
+            stored = self.stored(self.fresh(shape))
             assert self.make().numel(shape) == stored == self.expected_numel(shape)
 
     def test_bfloat16_state_stays_bfloat16_and_follows_single_precision(self) -> None:
@@ -310,6 +321,7 @@ class FormContract:
         assert float((applied[0] - applied[1]).norm() / applied[1].norm()) < 0.16
 
     def test_update_and_apply_are_one_graph(self) -> None:
+        torch.compiler.reset()  # graphs of other forms count against the limit of recompilations
         form, state = self.make(), self.moved((5, 4))
         eager = copy.deepcopy(state)
         probe, draws = self.probe((5, 4)), form.draw(state, generator())
@@ -319,6 +331,7 @@ class FormContract:
             return form.apply(state, probe.h)
 
         rate = torch.tensor(0.4, dtype=REAL)
+        torch.compiler.reset()  # graphs of other forms count against this function's limit
         compiled = torch.compile(step, fullgraph=True, backend="eager")
         first, second = compiled(state, probe, draws, rate), step(eager, probe, draws, rate)
         torch.testing.assert_close((first, state), (second, eager), rtol=0, atol=0)

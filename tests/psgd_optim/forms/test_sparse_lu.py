@@ -31,9 +31,9 @@ def random_factor(n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
 
 
 class TestSparseLU(FormContract):
-    # Design, section 9: 0.52 % after 10,000 updates, bound 5 %.
+    # Measured 2.4 % at most; the design has 0.52 % after 10,000 updates, and a bound of 5 %.
     fit_error = 0.05
-    first_order_fit_error = 0.05
+    first_order_fit_error = 0.02  # measured 0.6 %
 
     def make(self, **settings: object) -> Preconditioner:
         return SparseLU(rank=RANK, **settings)
@@ -54,9 +54,9 @@ class TestSparseLU(FormContract):
         n = torch.Size(shape).numel()
         return 2 * int(reference.arrow_mask(n, min(RANK, n)).sum())
 
-    def stored_numel(self, state: State) -> int:
+    def stored(self, state: State) -> int:
         r = state["lower_columns"].shape[-1]
-        return super().stored_numel(state) - r * (r - 1)  # the zeros of both corners
+        return super().stored(state) - r * (r - 1)  # the zeros of both corners
 
     def hessians(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         n, rng, rows = torch.Size(shape).numel(), generator(7), []
@@ -66,7 +66,7 @@ class TestSparseLU(FormContract):
         h = torch.stack(rows)
         return (h + h.mH) / 2
 
-    def moments(self, shape: tuple[int, ...]) -> Tensor:
+    def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         h = self.hessians(shape, REAL)
         return h @ h
 
@@ -119,7 +119,7 @@ class TestSparseLU(FormContract):
             assert float(gradient.max_entry()) == pytest.approx(float(dense.abs().max()))
             assert float(gradient.frobenius_norm()) == pytest.approx(float(dense.norm()))
             bound = float(gradient.spectral_norm())
-            assert norm * (1 - 1e-9) <= bound <= (2 * rank + 2) ** 0.5 * norm
+            assert norm * (1 - 1e-9) <= bound <= (rank + 1.000001) ** 0.5 * norm
             total = float(torch.linalg.matrix_norm(first + second, 2))
             assert float(gradient.curvature()) >= max(total, norm) * (1 - 1e-9)
 
@@ -154,9 +154,9 @@ class TestSparseLU(FormContract):
         form, rng = SparseLU(rank=0), generator(8)
         state = form.init((6,), torch.ones(1), torch.empty(0, dtype=REAL))
         curvatures = torch.linspace(0.2, 3.0, 6, dtype=REAL)
-        for t in range(500):
+        for t in range(1500):
             v = torch.randn(1, 6, generator=rng, dtype=REAL)
-            form.update(state, Probe(h=curvatures * v, v=v), {}, 0.5 * (1 - t / 500))
+            form.update(state, Probe(h=curvatures * v, v=v), {}, 0.5 * (1 - t / 1500))
         wanted = (1 / curvatures).sqrt().diag()
         torch.testing.assert_close(form.to_dense(state)[0], wanted, rtol=1e-9, atol=1e-9)
 
