@@ -54,12 +54,13 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     ok = peak.isfinite()
     grads.masked_fill_(~per_block(ok, grads), 0)
     pair, sound = _pair(block, rules, grads)
-    scaled = rules.criterion.pairs is None or rules.fitting.init_scale is not None
-    ready = peak > 0 if scaled else (peak > 0) & sound  # a row may have to wait for a pair
+    # Without a given scale, a row may have to wait for a pair to start from.
+    waits = rules.criterion.pairs is not None and rules.fitting.init_scale is None
+    ready = (peak > 0) & sound if waits else peak > 0
     active = ok & ((block.steps > 0) | ready)
     before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
-    if block.pending:
+    if block.pending and not (waits and pair is None):
         _start(block, rules, evidence, active)
     block.steps += active
     weight = active.to(block.steps.dtype)

@@ -42,13 +42,18 @@ def _readable_errors(place: Callable[[], str] = str) -> Iterator[None]:
                 "The graph of the loss is gone: call no backward() in the closure, and let the "
                 "losses that it yields share no graph."
             ) from error
-        for sign, advice in _NO_SECOND_DERIVATIVE.items():
+        for sign in _NO_SECOND_DERIVATIVE:
             if sign in text:
-                raise InputError(
-                    f"Exact() cannot differentiate this loss twice{place()}: {advice}, or use "
-                    "Newton(source=FiniteDifference())."
-                ) from error
+                raise InputError(_told_once(sign, place())) from error
         raise
+
+
+def _told_once(sign: str, place: str) -> str:
+    """Return the message for a loss that has a first derivative only."""
+    return (
+        f"Exact() cannot differentiate this loss twice{place}: {_NO_SECOND_DERIVATIVE[sign]}, or "
+        "use Newton(source=FiniteDifference())."
+    )
 
 
 _NO_SECOND_DERIVATIVE = {
@@ -153,9 +158,9 @@ def products(
     inputs = list(grads)
     if not inputs:
         return {}
+    if _meets(grads.values(), _SILENT_END):
+        raise InputError(_told_once("once_differentiable", _place(grads, names)))
     with _readable_errors(lambda: _place(grads, names)):
-        if _meets(grads.values(), _SILENT_END):
-            raise RuntimeError("once_differentiable")
         found = torch.autograd.grad(
             list(grads.values()), inputs, [probes[p] for p in inputs], allow_unused=True
         )

@@ -168,16 +168,10 @@ class PSGD(torch.optim.Optimizer):
         """
         rate = self.fitting.rate(self._seed, self._step)
         fits = self.fits_next
-        source = self.criterion.pairs
         pairs = self._given(pair, fits)
         loss = None
-        if isinstance(source, LossSource):
-            if closure is None:
-                raise TypeError(
-                    f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
-                    "step(closure) with a closure that returns the loss, without backward()."
-                )
-            loss, pairs = self._evaluate(source, closure, fits)
+        if isinstance(self.criterion.pairs, LossSource):
+            loss, pairs = self._evaluate(self.criterion.pairs, closure, fits)
         elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -201,9 +195,14 @@ class PSGD(torch.optim.Optimizer):
         return given_pairs(pair, self._trainable())
 
     def _evaluate(
-        self, source: LossSource, closure: Callable[[], Any], fits: bool
+        self, source: LossSource, closure: Callable[[], Any] | None, fits: bool
     ) -> tuple[Tensor, Pairs | None]:
         """Set the gradients, and return the loss and, in a step that fits, the pairs."""
+        if closure is None:
+            raise TypeError(
+                f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
+                "step(closure) with a closure that returns the loss, without backward()."
+            )
         params = self._trainable()
         # Every device has a stream of its own: equal numbers would correlate the probes.
         streams = {

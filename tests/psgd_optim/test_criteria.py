@@ -184,7 +184,7 @@ def test_p3_newton_fits_the_inverse_modulus_of_an_indefinite_hessian() -> None:
     p = fit(Newton(damping=0.0), curvature(h))
     assert error(p, absolute(h)) < 0.03
     # The other sign of the pair is as good, but the plain inverse is far off.
-    assert error(p, torch.linalg.inv(h)) > 0.3
+    assert error(p, torch.linalg.inv(h)) > 0.2
 
 
 def test_p4_noisy_pairs_damp_the_fit() -> None:

@@ -156,7 +156,7 @@ def test_rates_outside_their_range_are_refused() -> None:
         for rate in (-1.0, float("inf"), float("nan")):
             with pytest.raises(ValueError, match=f"{kind.__name__} got the rate"):
                 kind(rate)
-    with pytest.raises(ValueError, match="Hyperball got the rate 0.1; it has none"):
+    with pytest.raises(ValueError, match=r"Hyperball got the rate 0\.1; it has none"):
         Hyperball(0.1)
     with pytest.raises(ValueError, match="weight_decay = -1"):
         as_decay(-1.0)

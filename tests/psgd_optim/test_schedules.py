@@ -3,7 +3,7 @@ import pickle
 
 import pytest
 
-from psgd_optim.schedules import Anneal, Every, LogPeriod, value_at
+from psgd_optim.schedules import Adaptive, Anneal, Every, LogPeriod, value_at
 
 
 def test_value_at_takes_numbers_and_functions() -> None:
@@ -51,3 +51,17 @@ def test_anneal_refuses_to_rise_or_go_below_zero(bad: tuple[float, float]) -> No
 def test_every_refuses_a_period_below_one() -> None:
     with pytest.raises(ValueError, match="whole number from 1 on"):
         Every(0)
+
+
+@pytest.mark.parametrize("step", [0, 10, 10**6])
+def test_adaptive_gives_its_largest_rate_which_the_step_then_lowers(step: int) -> None:
+    assert Adaptive(0.1, 0.5)(step) == value_at(Adaptive(0.1, 0.5), step) == 0.5
+    assert pickle.loads(pickle.dumps(Adaptive(0.1, 0.5))) == Adaptive(0.1, 0.5)
+
+
+@pytest.mark.parametrize(
+    "bad", [(0.0, 0.5), (0.6, 0.5), (0.1, 1.0), (0.1, 0.5, 1.0), (0.1, 0.5, -1)]
+)
+def test_adaptive_refuses_limits_outside_their_range(bad: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="give 0 < low <= high < 1 and decay in"):
+        Adaptive(*bad)
