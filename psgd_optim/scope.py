@@ -91,7 +91,7 @@ class Split(Scope):
     """Axes longer than a size are cut into equal pieces, and every piece is one tensor to the form.
 
     An axis of `n` gets `ceil(n / size)` pieces that differ in size by at most one, so that nothing
-    is padded and pieces of many parameters share a stack.
+    is padded, and the pieces of equally shaped parameters share a few stacks.
 
     Args:
         form: The form of every piece.

@@ -88,9 +88,12 @@ class LowRank(Preconditioner):
         n = torch.Size(shape).numel()
         dtype = state_dtype(like, self.dtype)
         d = scale.to(like.device, state_dtype(like.real, self.dtype))[:, None].repeat(1, n)
-        start = torch.Generator().manual_seed(_START_SEED)
-        random = torch.promote_types(dtype, torch.float64)
-        v = torch.randn(n, min(self.rank, n), dtype=random, generator=start)
+        # Drawn on the host, so that every device starts with the same numbers; a plan without
+        # memory draws none.
+        host = torch.device("meta" if d.is_meta else "cpu")
+        start = None if d.is_meta else torch.Generator().manual_seed(_START_SEED)
+        random = torch.complex64 if dtype.is_complex else torch.float32
+        v = torch.randn(n, min(self.rank, n), dtype=random, generator=start, device=host)
         v = (v * (_START_SIZE / v.norm())).to(like.device, dtype)
         bound = torch.zeros_like(lift(d[:, 0]))
         return {

@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from psgd_optim import PSGD, Diagonal, Fitting, Kron
+from psgd_optim import (
+    PSGD,
+    BlockTriangular,
+    Dense,
+    Diagonal,
+    Fitting,
+    Kron,
+    LowRank,
+    Permutation,
+    Preconditioner,
+    SparseLU,
+    TouchedRows,
+)
 from psgd_optim.criteria import Newton
 from psgd_optim.curvature import GradientDifference
 from psgd_optim.decay import Hyperball
@@ -102,3 +114,22 @@ def test_sizes_have_three_digits_and_a_unit() -> None:
         "0 B", "999 B", "0.977 KiB", "0.999 KiB", "1.5 KiB", "10 MiB", "0.977 GiB", "3 TiB",
         "5e+03 TiB",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Joint(LowRank(rank=20)),
+        Joint(SparseLU(rank=20)),
+        Joint(Permutation()),
+        Joint(BlockTriangular()),
+        Dense(),
+        TouchedRows(),
+        Split(Kron(max_skew=float("inf")), 256),
+    ],
+)
+def test_a_plan_takes_no_memory_in_any_form(form: Preconditioner | Scope) -> None:
+    # The state would take terabytes.
+    params = [torch.empty(2**20, 2**10, device="meta", requires_grad=True)]
+    with pytest.raises(ValueError, match="max_memory is 1 MiB"):
+        PSGD(params, form=form, fitting=Fitting(max_memory=2**20))
