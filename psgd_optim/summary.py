@@ -78,7 +78,7 @@ def _human(size: float) -> str:
     '1.5 KiB'
     """
     value, unit = float(size), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
         if value < 1000:
             break
         value, unit = value / 1024, larger
