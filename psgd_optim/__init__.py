@@ -6,9 +6,10 @@ that are not exported here in `axis_plan`, `geometry`, `step_size`, `permutation
 `curvature` and `schedules`.
 """
 
+from psgd_optim import named
 from psgd_optim.averages import Nesterov
 from psgd_optim.clipping import ClipElement, ClipNorm, ClipRMS, MatchRMS
-from psgd_optim.criteria import Fisher, GradientWhitening, MomentumWhitening, Newton
+from psgd_optim.criteria import GradientWhitening, MomentumWhitening, Newton
 from psgd_optim.curvature import FiniteDifference
 from psgd_optim.decay import Cautious, Hyperball
 from psgd_optim.fitting import Fitting
@@ -39,7 +40,6 @@ __all__ = [
     "DirectSum",
     "Every",
     "FiniteDifference",
-    "Fisher",
     "Fitting",
     "GradientWhitening",
     "Hyperball",
@@ -57,4 +57,5 @@ __all__ = [
     "Split",
     "TouchedRows",
     "by_name",
+    "named",
 ]

@@ -1,5 +1,6 @@
 """What one step does to one block: start, average, fit, precondition."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class StepRules:
 
 
 def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
-    """Return a block's preconditioned gradients, and which rows had a finite gradient.
+    """Return a block's preconditioned gradients, and which rows are finite throughout.
 
     Args:
         block: The rows to step; their state moves on.
@@ -50,7 +51,7 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
         (B, *shape), zero in rows to leave alone, and (B,).
     """
     grads = block.gather_gradients()
-    peak = grads.abs().flatten(1).amax(dim=1)  # (B,), not finite when any entry is not
+    peak = _peak(grads)
     ok = peak.isfinite()
     grads.masked_fill_(~per_block(ok, grads), 0)
     pair, sound = _pair(block, rules, grads)
@@ -75,9 +76,15 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     rules.criterion.remember(evidence, block.extra, weight)
     update = _direction(block, rules, ahead) if update is None else update
     # Rows left alone keep their parameter too, whatever their average still holds; and an
-    # average too large for P is no direction.
-    update = update.masked_fill_(~per_block(active, update), 0)
-    return update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), ok
+    # average too large for P, or a P that is broken, gives no direction.
+    sound = ok & (torch.isfinite(_peak(update)) | ~active)
+    return torch.where(per_block(sound & active, update), update, 0), sound
+
+
+def _peak(x: Tensor) -> Tensor:
+    """Return the largest modulus of each row, (B,), not finite when any entry is not."""
+    peak: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=math.inf, dim=1)
+    return peak
 
 
 def _direction(block: Block, rules: StepRules, x: Tensor) -> Tensor:

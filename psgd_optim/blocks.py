@@ -30,6 +30,7 @@ class Block:
         self.state = state
         self.steps = steps
         self.extra = extra
+        self.dtype = view.like.dtype
         # Rows that are not known on the host to have seen a first non-zero gradient.
         self.pending = set(range(view.rows))
         self._units: list[int] | None = None  # the units of a larger block that this one copies

@@ -13,7 +13,7 @@ from psgd_optim.averages import fold_in
 from psgd_optim.clipping import Clip, ClipElement, ClipRMS
 from psgd_optim.curvature import Exact, PairSource
 from psgd_optim.noise import normal_like
-from psgd_optim.types import Probe, State
+from psgd_optim.types import Probe, State, expect
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,8 @@ class Criterion(abc.ABC):
     """Names of the tensors (B, *shape) that it keeps from step to step, zero at the start."""
     default_clip: ClassVar[tuple[Clip, ...]] = ()
     """The clips that fit the size of its steps."""
+    default_lr: ClassVar[float] = 1e-3
+    """A step size in the units of its steps."""
 
     def __post_init__(self) -> None:
         if not self.damping >= 0:
@@ -87,9 +89,9 @@ class Criterion(abc.ABC):
             The sample with its damping noise.
         """
 
-    @abc.abstractmethod
     def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
         """Update the memory, in place, of the rows where `active` (B,) is 1, not 0."""
+        return  # most criteria remember nothing
 
     @abc.abstractmethod
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -155,9 +157,6 @@ class GradientWhitening(Whitening):
         """Return the gradient."""
         return evidence.grad
 
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
-        """Remember nothing."""
-
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +169,6 @@ class MomentumWhitening(Whitening):
     def sample(self, evidence: Evidence, memory: State) -> Tensor:
         """Return the averaged gradient."""
         return evidence.average
-
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
-        """Remember nothing."""
 
 
 @final
@@ -190,9 +186,6 @@ class Fisher(Whitening):
     def sample(self, evidence: Evidence, memory: State) -> Tensor:
         """Return the gradient."""
         return evidence.grad
-
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
-        """Remember nothing."""
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return `P (P x)`."""
@@ -268,8 +261,14 @@ class Newton(Criterion):
     Source: S0 section III.A and III.C, S1 (7).
     """
 
+    default_lr: ClassVar[float] = 0.1
+
     traditional: bool = False
     source: PairSource = Exact()  # noqa: RUF009 -- frozen and without state
+
+    def __post_init__(self) -> None:
+        Criterion.__post_init__(self)
+        expect("Newton", "source", self.source, PairSource, "one such as FiniteDifference()")
 
     @property
     def pairs(self) -> PairSource | None:
@@ -288,9 +287,6 @@ class Newton(Criterion):
         if self.damping > 0:
             h = h + self.damping * (v if self.traditional else normal_like(h, generator))
         return Probe(h=h, v=v)
-
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
-        """Remember nothing."""
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return `P x`."""

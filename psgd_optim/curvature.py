@@ -128,9 +128,9 @@ class Exact(LossSource):
 class FiniteDifference(LossSource):
     """Differences gradients: `H v = (g(theta + d v) - g(theta)) / d`, with `d = sqrt(eps)`.
 
-    Both evaluations see the same random numbers, and the parameters are put back from a copy, bit
-    for bit. Works where nothing can be differentiated twice, such as fused attention or recurrent
-    kernels.
+    Calls the closure two or three times, which must see one and the same batch. All evaluations
+    see the same random numbers, and the parameters are put back from a copy, bit for bit. Works
+    where nothing can be differentiated twice, such as fused attention or recurrent kernels.
 
     Args:
         central: Use `(g(theta + d v) - g(theta - d v)) / 2 d`: one evaluation more, and an error

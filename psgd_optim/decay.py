@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from psgd_optim.linalg import per_block
-from psgd_optim.types import State
+from psgd_optim.types import State, expect
 from psgd_optim.views import View
 
 
@@ -137,10 +137,12 @@ def as_decay(weight_decay: float | Decay) -> Decay:
         The decay.
 
     Raises:
+        TypeError: If it is neither.
         ValueError: If the rate is negative.
     """
     if isinstance(weight_decay, Decay):
         return weight_decay
+    expect("PSGD", "weight_decay", weight_decay, int | float, "a number or one like Cautious(0.1)")
     if not weight_decay >= 0:
         raise ValueError(f"PSGD got weight_decay = {weight_decay}; give a number of at least 0.")
     return Decoupled(weight_decay)

@@ -6,34 +6,51 @@ import torch
 from torch import Tensor
 
 from psgd_optim.factors.base import Factor, SymmetricFactor
+from psgd_optim.factors.matrix import GENERAL
 from psgd_optim.geometry import Frame, Geometry
 from psgd_optim.group_gradient import FactorGradient
-from psgd_optim.types import Probe
+from psgd_optim.step_size import MaxEntry, Normaliser
+from psgd_optim.types import Probe, expect
 
 Terms = tuple[Tensor, Tensor | float]
 """The curvature terms `T1` and `T2` of one axis, in the layout of `Factor.gram`."""
 
 
 def check_factors(
-    owner: str, geometry: Geometry, factors: Sequence[Factor], dtype: torch.dtype | None
+    owner: str,
+    geometry: Geometry,
+    factors: Sequence[Factor],
+    normaliser: Normaliser,
+    dtype: torch.dtype | None,
 ) -> None:
-    """Refuse factors and dtypes that a geometry cannot keep.
+    """Refuse factors, normalisers and dtypes that do not go together.
 
     Args:
         owner: The form, for the message.
         geometry: The geometry.
         factors: Every factor that the form may use.
+        normaliser: What divides their steps.
         dtype: The wanted dtype of the factors' numbers.
 
     Raises:
-        ValueError: If only the group product of EQ keeps a factor's pattern, or if `P` itself is
-            to be stored in half precision.
+        TypeError: If one is not what it should be.
+        ValueError: If only the group product of EQ keeps a factor's pattern, if the largest entry
+            does not bound a dense factor's step, or if `P` itself is to be stored in half
+            precision.
     """
+    expect(owner, "geometry", geometry, Geometry, "a value of psgd_optim.geometry, like EQ")
     for factor in factors:
+        expect(owner, "a factor", factor, Factor, "one of psgd_optim.factors, like DIAGONAL")
         if geometry.frame is not Frame.LEFT and not isinstance(factor, SymmetricFactor):
             raise ValueError(
                 f"{owner} got a {type(factor).__name__} factor with geometry {geometry.name}; "
                 "only EQ keeps its structure: pass geometry=EQ."
+            )
+        if factor == GENERAL and isinstance(normaliser, MaxEntry):
+            raise ValueError(
+                f"{owner} got normaliser MaxEntry with a dense factor, whose norm can be n times "
+                "its largest entry, so that Q gets singular; give SpectralNorm, FrobeniusNorm or "
+                "LipschitzEMA, or a TRIANGULAR factor with geometry EQ."
             )
     if geometry.fits_p and dtype not in (None, torch.float32, torch.float64):
         raise ValueError(

@@ -50,6 +50,9 @@ class Geometry:
     rotate: Callable[[Tensor, Tensor], Tensor] | None = None
     fits_p: bool = False
 
+    def __repr__(self) -> str:
+        return self.name
+
     def move(
         self, q: Tensor, gradient: FactorGradient, step: Tensor, start: Tensor | None
     ) -> Tensor:

@@ -3,7 +3,8 @@
 Objects would make a state_dict unreadable for `torch.load(weights_only=True)`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,16 @@ from torch import Tensor
 
 from psgd_optim.averages import Nesterov
 from psgd_optim.blocks import Block
+from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion
-from psgd_optim.decay import Decay, as_decay
+from psgd_optim.decay import Decay, Hyperball, as_decay
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.base import Preconditioner, SparseForm
 from psgd_optim.schedules import Adaptive
 from psgd_optim.scope import Scope, as_scope
 from psgd_optim.sparse_block import SparseBlock
+from psgd_optim.types import expect
+from psgd_optim.views import Joined
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,35 @@ class GroupParts:
     nesterov: bool
 
 
+def check_arguments(criterion: object, clip: object, fitting: object) -> None:
+    """Refuse parts of the wrong type, such as classes in the place of their values.
+
+    Args:
+        criterion: The optimizer's.
+        clip: Its clips, or `None` for the criterion's own.
+        fitting: The optimizer's.
+
+    Raises:
+        TypeError: If one is not what it should be.
+        ValueError: If the criterion's pairs need an initial scale that the fitting does not have.
+    """
+    expect("PSGD", "criterion", criterion, Criterion, "one such as MomentumWhitening()")
+    expect("PSGD", "fitting", fitting, Fitting, "Fitting(...)")
+    if clip is not None:
+        example = "a sequence of clips such as (ClipRMS(1.1), ClipElement(10.0))"
+        expect("PSGD", "clip", clip, Sequence, example)
+        for one in clip if isinstance(clip, Sequence) else ():
+            expect("PSGD", "a clip", one, Clip, "one such as ClipRMS(1.1)")
+    if not isinstance(criterion, Criterion) or not isinstance(fitting, Fitting):
+        return
+    source = criterion.pairs
+    if source is not None and source.memory and fitting.init_scale is None:
+        raise ValueError(
+            f"PSGD got {type(source).__name__}, which has no pair in the first step, with "
+            "init_scale = None; give Fitting(init_scale=...)."
+        )
+
+
 def take_apart(settings: Mapping[str, Any]) -> tuple[dict[str, Any], GroupParts]:
     """Return a group's settings as numbers, and its objects.
 
@@ -46,14 +79,16 @@ def take_apart(settings: Mapping[str, Any]) -> tuple[dict[str, Any], GroupParts]
         The settings without the form and with numbers for the others, and the objects.
 
     Raises:
-        TypeError: If the form is none.
+        TypeError: If the form is none, or a number no number.
     """
     numbers = dict(settings)
     scope = as_scope(numbers.pop("form"))
     momentum, decay = numbers["momentum"], as_decay(numbers["weight_decay"])
     nesterov = isinstance(momentum, Nesterov)
     numbers["momentum"] = momentum.decay if isinstance(momentum, Nesterov) else momentum
+    expect("PSGD", "momentum", numbers["momentum"], int | float, "a number or Nesterov(0.9)")
     numbers["weight_decay"] = decay.rate
+    numbers["layout"] = scope.layout
     return numbers, GroupParts(scope, decay, nesterov)
 
 
@@ -71,7 +106,9 @@ def check_group(settings: Mapping[str, Any], criterion: Criterion) -> None:
     lr = settings["lr"]
     if not isinstance(lr, int | float | Tensor):
         raise TypeError(f"PSGD got lr = {lr!r}; give a number or a 0-dimensional tensor.")
-    if not isinstance(lr, Tensor) and not lr >= 0:
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"PSGD got an lr of shape {tuple(lr.shape)}; give one number.")
+    if not isinstance(lr, Tensor) and not 0 <= lr < math.inf:
         raise ValueError(f"PSGD got lr = {settings['lr']}; give a number of at least 0.")
     if not 0 <= settings["momentum"] < 1:
         raise ValueError(f"PSGD got momentum = {settings['momentum']}; give a number in [0, 1).")
@@ -109,19 +146,47 @@ def allocate_group(
     """
     names = group.get("param_names", [""] * len(group["params"]))
     pairs = zip(names, group["params"], strict=True)
-    chosen = [(name, p) for name, p in pairs if p.numel() and wanted(p)]
+    named = [(name, p) for name, p in pairs if p.numel()]
     tensors = ["momentum"] if group["momentum"] > 0 else []
     tensors += criterion.memory
     tensors += criterion.pairs.memory if criterion.pairs else ()
     numbers = list(parts.decay.memory)
     numbers += ["whitened"] if isinstance(fitting.precond_lr, Adaptive) else []
     blocks = []
-    for view, form in parts.scope.arrange(chosen):
+    for view, form in parts.scope.arrange(named, wanted):
         kind = SparseBlock if isinstance(form, SparseForm) else Block
         if kind is SparseBlock:
             _check_sparse(form, criterion, parts.decay)
+        if isinstance(view, Joined) and isinstance(parts.decay, Hyperball):
+            raise ValueError(
+                "PSGD got Hyperball with a Joint scope, whose norm is no parameter's own; give the "
+                "form without Joint, or another weight_decay."
+            )
         blocks.append(kind.allocate(view, form, tensors, numbers, device))
     return blocks
+
+
+def check_unchanged(group: Mapping[str, Any], block: Block) -> None:
+    """Refuse what state that is allocated already cannot follow.
+
+    Args:
+        group: The group's numbers now.
+        block: One of its blocks.
+
+    Raises:
+        TypeError: If the parameters' dtype has changed.
+        ValueError: If momentum was 0 when the state was allocated, and is not any more.
+    """
+    if block.dtype != block.view.like.dtype:
+        raise TypeError(
+            f"A parameter of shape {tuple(block.view.like.shape)} was {block.dtype} and is now "
+            f"{block.view.like.dtype}; build the optimizer after converting the model."
+        )
+    if group["momentum"] > 0 and "momentum" not in block.extra:
+        raise ValueError(
+            f"A group's momentum became {group['momentum']} after steps with 0, which keep no "
+            "average; start with a small momentum, or build the optimizer again."
+        )
 
 
 def _check_sparse(form: Preconditioner, criterion: Criterion, decay: Decay) -> None:

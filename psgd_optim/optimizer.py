@@ -1,6 +1,7 @@
 """`PSGD`, the `torch.optim.Optimizer` that drives any form with any criterion."""
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -17,13 +18,23 @@ from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion, MomentumWhitening
 from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
 from psgd_optim.decay import Decay
+from psgd_optim.diagnostics import step_metrics
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
-from psgd_optim.groups import GroupParts, allocate_group, check_group, take_apart, told_names
+from psgd_optim.groups import (
+    GroupParts,
+    allocate_group,
+    check_arguments,
+    check_group,
+    check_unchanged,
+    take_apart,
+    told_names,
+)
 from psgd_optim.noise import noise_generator, normal_like
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_clock, saved_rows
+from psgd_optim.store import BlockStore
 from psgd_optim.summary import check_memory, summarise
 
 _PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
@@ -44,8 +55,8 @@ class PSGD(torch.optim.Optimizer):
     Args:
         params: Parameters, `named_parameters()`, or param groups.
         lr: Step size, in root-mean-square parameter change per step when the momentum is
-            whitened, relative to a full Newton step with `Newton`; a number or a 0-dimensional
-            tensor.
+            whitened, relative to a full Newton step with `Newton`; a number, a 0-dimensional
+            tensor, or `None` for the criterion's own: 1e-3, and 0.1 with `Newton`.
         form: The preconditioner's form, or a scope that says which parameters a form sees.
         criterion: What the preconditioner is fitted to.
         momentum: Decay of the gradient average in [0, 1), or `Nesterov(decay)`.
@@ -56,6 +67,7 @@ class PSGD(torch.optim.Optimizer):
         fitting: Step size, gate, order, start and seed of the preconditioner's fit.
 
     Raises:
+        TypeError: If a part is not of its type.
         ValueError: If a number is outside its range or two parts do not go together.
 
     Example:
@@ -69,7 +81,7 @@ class PSGD(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         *,
         form: Preconditioner | Scope = Kron(),
         criterion: Criterion = MomentumWhitening(),
@@ -78,24 +90,17 @@ class PSGD(torch.optim.Optimizer):
         clip: Sequence[Clip] | None = None,
         fitting: Fitting = Fitting(),
     ) -> None:
-        if isinstance(clip, Clip):
-            raise TypeError(f"PSGD got clip = {clip}; give a sequence of clips: clip=({clip},).")
-        source = criterion.pairs
-        if source is not None and source.memory and fitting.init_scale is None:
-            raise ValueError(
-                f"PSGD got {type(source).__name__}, which has no pair in the first step, with "
-                "init_scale = None; give Fitting(init_scale=...)."
-            )
+        check_arguments(criterion, clip, fitting)
         self.form = form
         self.criterion = criterion
         self.clip = criterion.default_clip if clip is None else tuple(clip)
         self.fitting = fitting
         self._group_parts: list[GroupParts] = []
-        self._blocks: list[list[Block]] = []
-        self._placed: set[Tensor] = set()
+        self._store = BlockStore(0)
         self._seed = fitting.seed
         self._step = 0
         self._last: dict[str, Tensor] = {}
+        lr = criterion.default_lr if lr is None else lr
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -116,11 +121,14 @@ class PSGD(torch.optim.Optimizer):
         check_group(settings, self.criterion)
         super().add_param_group(settings)
         self._group_parts.append(parts)
+        self._store.groups.append([])
         try:
-            check_memory(self._plan(), self.fitting.max_memory)
+            # One group alone while there is no limit: planning all of them each time is quadratic.
+            limited = self.fitting.max_memory < math.inf
+            check_memory(self._plan(0 if limited else -1), self.fitting.max_memory)
         except Exception:
-            self.param_groups.pop()
-            self._group_parts.pop()
+            for kept in (self.param_groups, self._group_parts, self._store.groups):
+                kept.pop()
             raise
 
     @property
@@ -139,8 +147,7 @@ class PSGD(torch.optim.Optimizer):
         # gets a gradient must not cost a Hessian-vector product in every step.
         if self.criterion.pairs is None or self.fitting.init_scale is not None:
             return False
-        blocks = itertools.chain.from_iterable(self._blocks)
-        return all(len(block.pending) == block.view.rows for block in blocks)
+        return all(len(block.pending) == block.view.rows for block in self._store)
 
     @torch.no_grad()
     def step(
@@ -153,7 +160,8 @@ class PSGD(torch.optim.Optimizer):
 
         Args:
             closure: If `needs_closure`, returns the loss, or yields its parts, without calling
-                `backward`; the gradients are left in `grad`. Else optional, as in torch: clears
+                `backward`; always of the same batch, as it may be called more than once. The
+                gradients are left in `grad`, whatever was there. Else optional, as in torch: clears
                 the gradients, computes the loss, calls `backward` and returns the loss.
             pair: `(v, hv)` for `Newton(source=Given())`: probes and Hessian-vector products of
                 the trainable parameters, in the order of the groups; may be left out in a step
@@ -163,11 +171,13 @@ class PSGD(torch.optim.Optimizer):
             What the closure returned, the loss as a 0-D tensor if `needs_closure`, or `None`.
 
         Raises:
+            InputError: If the loss cannot be differentiated as the criterion needs it.
             TypeError: If the closure or the pair is missing or superfluous, or a gradient is
                 sparse.
+            ValueError: If the pair does not fit the parameters, or a schedule leaves its range.
         """
         rate = self.fitting.rate(self._seed, self._step)
-        fits = self.fits_next
+        fits = bool(rate) or self._starts_next()
         pairs = self._given(pair, fits)
         loss = None
         if isinstance(self.criterion.pairs, LossSource):
@@ -175,8 +185,14 @@ class PSGD(torch.optim.Optimizer):
         elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if any(p.grad is not None and p not in self._placed for p in self._parameters()):
-            self._add_blocks(self._new_blocks({}))
+            if all(p.grad is None for p in self._parameters()):
+                raise TypeError(
+                    f"The closure left no gradient; {type(self.criterion).__name__} needs one that "
+                    "calls backward()."
+                )
+        if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
+            self._store.add(self._new_blocks({}))
+            self._show_state()
         self._take_step(rate, pairs)
         self._step += 1
         return loss
@@ -191,7 +207,7 @@ class PSGD(torch.optim.Optimizer):
                 raise TypeError("This step fits Q to a given pair; call step(pair=(v, hv)).")
             return None
         if not wanted:
-            raise TypeError("PSGD got a pair; give it criterion=Newton(source=Given()).")
+            raise TypeError("PSGD got a pair; give it criterion=Newton(source=curvature.Given()).")
         return given_pairs(pair, self._trainable())
 
     def _evaluate(
@@ -203,6 +219,12 @@ class PSGD(torch.optim.Optimizer):
                 f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
                 "step(closure) with a closure that returns the loss, without backward()."
             )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise TypeError(
+                f"PSGD with {type(source).__name__}() differentiates the loss on this process "
+                "alone, which DistributedDataParallel does not see; average gradients and H v over "
+                "the processes yourself and call step(pair=(v, hv)) with Newton(source=Given())."
+            )
         params = self._trainable()
         # Every device has a stream of its own: equal numbers would correlate the probes.
         streams = {
@@ -211,7 +233,7 @@ class PSGD(torch.optim.Optimizer):
         }
         probes = {p: normal_like(p, streams[p.device]) for p in params} if fits else None
         found = source.evaluate(closure, params, probes, told_names(self.param_groups))
-        for p in params:
+        for p in self._parameters():  # a frozen one must not keep the gradient it had before
             p.grad = found.grads.get(p)
         return found.loss, None if probes is None else (probes, found.products)
 
@@ -220,10 +242,13 @@ class PSGD(torch.optim.Optimizer):
         done: list[tuple[dict[str, Any], Decay, Block, Block, Tensor]] = []
         skipped: list[Tensor] = []
         # All gradients are looked at before anything moves: one that is refused leaves no trace.
-        work = [(*item, item[-1].units_with_gradient()) for item in self._numbered()]
-        for number, group, parts, block, units in work:
+        numbered = self._store.numbered(self._parameters())
+        work = [(*item, item[-1].units_with_gradient()) for item in numbered]
+        for number, index, block, units in work:
             if not units:
                 continue
+            group, parts = self.param_groups[index], self._group_parts[index]
+            check_unchanged(group, block)
             part = block.select(units)
             device = block.steps.device
             rules = StepRules(
@@ -235,22 +260,16 @@ class PSGD(torch.optim.Optimizer):
                 pairs=pairs,
                 generator=partial(noise_generator, device, self._seed, self._step, number),
             )
-            update, ok = precondition(part, rules)
+            update, sound = precondition(part, rules)
             done.append((group, parts.decay, block, part, update))
-            skipped.append((~ok).sum())
+            skipped.append((~sound).sum())
         updates = [update for *_, update in done]
         for clip in self.clip:
             clip.clip_(updates)
-        self._last = _measure(updates, skipped)
+        self._last = step_metrics(updates, skipped)
         for group, decay, block, part, update in done:
             decay.take_step(part.view, update, group["lr"], group["weight_decay"], part.extra)
             block.write_back(part)
-
-    def _numbered(self) -> Iterator[tuple[int, dict[str, Any], GroupParts, Block]]:
-        """Return every block with its number, its group and its group's objects."""
-        groups = zip(self.param_groups, self._group_parts, self._blocks, strict=True)
-        blocks = ((group, parts, block) for group, parts, blocks in groups for block in blocks)
-        return ((number, *rest) for number, rest in enumerate(blocks))
 
     def _parameters(self) -> Iterator[Tensor]:
         return itertools.chain.from_iterable(group["params"] for group in self.param_groups)
@@ -258,22 +277,18 @@ class PSGD(torch.optim.Optimizer):
     def _trainable(self) -> list[Tensor]:
         return [p for p in self._parameters() if p.requires_grad]
 
-    def _is_new(self, param: Tensor) -> bool:
-        """Whether a parameter has no block yet and can be trained: a frozen one costs nothing."""
-        wanted = param.requires_grad or param.grad is not None
-        return wanted and param not in self._placed and param.numel() > 0
-
-    def _plan(self) -> list[list[Block]]:
-        """Return what blocks all trainable parameters get, by group, without memory."""
-        return self._arranged(lambda p: p.requires_grad, torch.device("meta"))
+    def _plan(self, first: int = 0) -> list[list[Block]]:
+        """Return what blocks trainable parameters get, by group from one on, without memory."""
+        return self._arranged(lambda p: p.requires_grad, torch.device("meta"), first)
 
     def _arranged(
-        self, wanted: Callable[[Tensor], bool], device: torch.device | None = None
+        self, wanted: Callable[[Tensor], bool], device: torch.device | None = None, first: int = 0
     ) -> list[list[Block]]:
         """Return fresh blocks for some parameters, by group, on their own device or another."""
+        groups = zip(self.param_groups[first:], self._group_parts[first:], strict=True)
         return [
             allocate_group(group, parts, self.criterion, self.fitting, wanted, device)
-            for group, parts in zip(self.param_groups, self._group_parts, strict=True)
+            for group, parts in groups
         ]
 
     def _new_blocks(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> list[list[Block]]:
@@ -285,26 +300,16 @@ class PSGD(torch.optim.Optimizer):
         Returns:
             Blocks of what can be trained now, has a gradient, or has saved state.
         """
-        new = self._arranged(lambda p: self._is_new(p) or (p in saved and p not in self._placed))
+        store = self._store
+        new = self._arranged(lambda p: store.is_new(p) or (p in saved and p not in store.placed))
         for block in itertools.chain.from_iterable(new):
             restore_rows(block, saved)
         return new
 
-    def _add_blocks(self, new: list[list[Block]]) -> None:
-        """Step these blocks from now on, and show their rows as the parameters' state."""
-        self._blocks += [[] for _ in range(len(new) - len(self._blocks))]
-        for blocks, more in zip(self._blocks, new, strict=True):
-            blocks += more
-            self._placed.update(p for block in more for p in block.view.params)
-        self._show_state()
-
     def _show_state(self) -> None:
         """Make `state` the rows of the stacks again, whoever replaced them."""
-        rows: dict[Tensor, dict[str, Any]] = {}
-        for block in itertools.chain.from_iterable(self._blocks):
-            for param, row in block.entries():
-                rows.setdefault(param, {}).update(row)
-        if self._placed:
+        rows = self._store.rows()
+        if rows:
             first = next(p for p in self._parameters() if p in rows)
             rows[first][CLOCK] = clock_tensor(self._seed, self._step)
         self.state.update(rows)
@@ -325,28 +330,46 @@ class PSGD(torch.optim.Optimizer):
         Raises:
             ValueError: If it is of other groups, forms, shapes or dtypes.
         """
-        saved = saved_rows(state_dict, self._parameters())
-        clock = saved_clock(saved) if saved else (self.fitting.seed, 0)
-        for group in state_dict["param_groups"]:
-            settings, _ = take_apart({"form": self.form, **self.defaults, **group})
-            check_group(settings, self.criterion)
-        held = self._blocks, self._placed
-        self._blocks, self._placed = [], set()
+        held = self._store
+        read: list[tuple[list[list[Block]], tuple[int, int]]] = []
+
+        def take(_: torch.optim.Optimizer, hooked: dict[str, Any]) -> None:
+            read.append(self._read(hooked))
+
+        # Last among the hooks, so that it sees what others have made of the state.
+        handle = self.register_load_state_dict_pre_hook(take)
         try:
-            blocks = self._new_blocks(saved) if saved else []
             super().load_state_dict(state_dict)
         except Exception:
-            self._blocks, self._placed = held
+            self._store = held
             raise
-        self._restart(blocks, clock)
+        finally:
+            handle.remove()
+        self._restart(*read[0])
+
+    def _read(self, state_dict: dict[str, Any]) -> tuple[list[list[Block]], tuple[int, int]]:
+        """Return blocks with saved state, and its clock, having checked that all of it fits."""
+        saved = saved_rows(state_dict, self._parameters())
+        clock = saved_clock(saved) if saved else (self.fitting.seed, 0)
+        for mine, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            settings, _ = take_apart({"form": self.form, **self.defaults, **theirs})
+            check_group(settings, self.criterion)
+            if theirs.get("layout", mine["layout"]) != mine["layout"]:
+                raise ValueError(
+                    f"The saved state is of the form {theirs['layout']}, this optimizer's is of "
+                    f"{mine['layout']}; build it with the form it had then."
+                )
+        self._store = BlockStore(len(self.param_groups))
+        return (self._new_blocks(saved) if saved else self._store.groups), clock
 
     def _restart(self, blocks: list[list[Block]], clock: tuple[int, int]) -> None:
         """Go on from these blocks."""
         self._seed, self._step = clock
         self._last = {}
-        self._blocks, self._placed = [], set()
+        self._store = BlockStore(len(self.param_groups))
+        self._store.add(blocks)
         self.state = defaultdict(dict)  # not cleared: a shallow copy may share the old one
-        self._add_blocks(blocks)
+        self._show_state()
 
     def __getstate__(self) -> dict[str, Any]:
         self._show_state()
@@ -358,32 +381,21 @@ class PSGD(torch.optim.Optimizer):
         # torch passes two entries after a load, which restarts from its own blocks; a copy or an
         # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
         if "_group_parts" in state:
-            self._blocks, self._placed = [], set()
+            self._store = BlockStore(len(self.param_groups))
             rows = dict(self.state)
-            self._restart(self._new_blocks(rows) if rows else [], (self._seed, self._step))
+            blocks = self._new_blocks(rows) if rows else self._store.groups
+            self._restart(blocks, (self._seed, self._step))
 
     def metrics(self) -> dict[str, Tensor]:
         """Return figures of the last step as 0-dimensional tensors, without waiting for them.
 
         Returns:
             `update_rms`, the root mean square of the clipped update before `lr`, and `skipped`,
-            the number of rows whose gradient was not finite. Empty before the first step.
+            the number of rows that did not move because their gradient, or what the preconditioner
+            made of it, was not finite. Empty before the first step.
         """
         return dict(self._last)
 
     def summary(self) -> str:
         """Return a table of what every shape gets and what it costs, without allocating it."""
         return summarise(self._plan())
-
-
-def _measure(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the figures of one step."""
-    if not updates:
-        return {}
-    device = updates[0].device
-    norms = [norm.to(device, torch.float32) for norm in torch._foreach_norm(list(updates))]
-    count = sum(u.numel() for u in updates)
-    return {
-        "update_rms": torch.stack(norms).norm() / count**0.5,
-        "skipped": torch.stack([s.to(device) for s in skipped]).sum(),
-    }

@@ -27,13 +27,26 @@ Arrangement = list[tuple[View, Preconditioner]]
 Rule = Callable[[str, Tensor], bool]
 """Whether a form is for the parameter of this name."""
 
+Wanted = Callable[[Tensor], bool]
+"""Whether a parameter is to be arranged."""
+
 
 class Scope(abc.ABC):
     """Arranges the parameters of a group; concrete scopes are final frozen dataclasses."""
 
+    @property
     @abc.abstractmethod
-    def arrange(self, params: Sequence[Named]) -> Arrangement:
-        """Return views of parameters with at least one element, and their forms."""
+    def layout(self) -> str:
+        """What the numbers of the state mean, beyond their shapes: saved, and compared on load."""
+
+    @abc.abstractmethod
+    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
+        """Return views of some parameters, and their forms.
+
+        Args:
+            params: The parameters of a group, with at least one element each.
+            wanted: Which of them; a scope that joins parameters takes all of them if it takes one.
+        """
 
 
 @final
@@ -49,11 +62,17 @@ class PerTensor(Scope):
 
     form: Preconditioner
 
-    def arrange(self, params: Sequence[Named]) -> Arrangement:
+    @property
+    def layout(self) -> str:
+        """The form's."""
+        return self.form.layout
+
+    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
         """Return one view per squeezed shape, dtype and device."""
+        chosen = [p for _, p in params if wanted(p)]
         if isinstance(self.form, SparseForm):
-            return [(Touched(p), self.form) for _, p in params]
-        groups = _grouped((p for _, p in params), lambda p: squeezed(p.shape))
+            return [(Touched(p), self.form) for p in chosen]
+        groups = _grouped(chosen, lambda p: squeezed(p.shape))
         return [(Stacked(group), self.form) for group in groups]
 
 
@@ -62,8 +81,8 @@ class PerTensor(Scope):
 class Joint(Scope):
     """All parameters of the group are one vector to the form, in the order they were given.
 
-    Parameters of different dtypes or devices make a vector each. A parameter without a gradient
-    counts as one with a zero gradient, and does not move.
+    Parameters of different dtypes or devices make a vector each. A parameter without a gradient,
+    frozen ones included, counts as one with a zero gradient, and does not move.
 
     Args:
         form: The form of the vector.
@@ -79,10 +98,15 @@ class Joint(Scope):
     def __post_init__(self) -> None:
         _refuse_sparse(self.form, "Joint")
 
-    def arrange(self, params: Sequence[Named]) -> Arrangement:
+    @property
+    def layout(self) -> str:
+        """The form's, joint."""
+        return f"Joint({self.form.layout})"
+
+    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
         """Return one view per dtype and device."""
         groups = _grouped((p for _, p in params), lambda p: ())
-        return [(Joined(group), self.form) for group in groups]
+        return [(Joined(group), self.form) for group in groups if any(map(wanted, group))]
 
 
 @final
@@ -105,14 +129,20 @@ class Split(Scope):
     size: int
 
     def __post_init__(self) -> None:
-        if self.size < 1:
+        if not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"Split got the size {self.size}; give a whole number from 1 on.")
         _refuse_sparse(self.form, "Split")
 
-    def arrange(self, params: Sequence[Named]) -> Arrangement:
+    @property
+    def layout(self) -> str:
+        """The form's, split."""
+        return f"Split({self.form.layout}, {self.size})"
+
+    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
         """Return a view for every shape of a parameter and shape of its pieces."""
         found: Arrangement = []
-        for group in _grouped((p for _, p in params), lambda p: squeezed(p.shape)):
+        chosen = (p for _, p in params if wanted(p))
+        for group in _grouped(chosen, lambda p: squeezed(p.shape)):
             boxes: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
             cuts = (_cut(n, self.size) for n in squeezed(group[0].shape))
             for box in itertools.product(*cuts):
@@ -143,12 +173,23 @@ class DirectSum(Scope):
     def __init__(
         self, *rules: tuple[Rule, Preconditioner | Scope], otherwise: Preconditioner | Scope
     ) -> None:
-        for choice in (*(choice for _, choice in rules), otherwise):
+        for rule, choice in (*rules, (by_axes(0), otherwise)):
             as_scope(choice)
+            if not callable(rule):
+                raise TypeError(
+                    f"DirectSum got the rule {rule!r}; give by_name('*.bias'), by_axes(2), or a "
+                    "function of a parameter's name and the parameter."
+                )
         object.__setattr__(self, "rules", rules)
         object.__setattr__(self, "otherwise", otherwise)
 
-    def arrange(self, params: Sequence[Named]) -> Arrangement:
+    @property
+    def layout(self) -> str:
+        """Those of all choices."""
+        choices = (*(choice for _, choice in self.rules), self.otherwise)
+        return f"DirectSum({', '.join(as_scope(choice).layout for choice in choices)})"
+
+    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
         """Return what the chosen scopes return."""
         chosen: list[list[Named]] = [[] for _ in range(len(self.rules) + 1)]
         for name, p in params:
@@ -157,7 +198,7 @@ class DirectSum(Scope):
         choices = (*(choice for _, choice in self.rules), self.otherwise)
         found: Arrangement = []
         for choice, group in zip(choices, chosen, strict=True):
-            found += as_scope(choice).arrange(group)
+            found += as_scope(choice).arrange(group, wanted)
         return found
 
 
@@ -189,7 +230,8 @@ class _ByName:
                 f"by_name({self.pattern!r}) got a parameter of shape {tuple(param.shape)} without "
                 "a name; give the optimizer model.named_parameters()."
             )
-        return fnmatch.fnmatchcase(name, self.pattern)
+        # torch.compile puts a name of its own in front of every parameter of a module.
+        return fnmatch.fnmatchcase(name.replace("_orig_mod.", ""), self.pattern)
 
 
 @dataclass(frozen=True)

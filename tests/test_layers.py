@@ -31,7 +31,7 @@ LAYERS = [
     {"forms.touched_rows"},
     {"curvature", "scope", "blocks", "decay", "fitting"},
     {"criteria", "sparse_block", "state_io", "summary"},
-    {"block_step", "groups"},
+    {"block_step", "groups", "store", "diagnostics"},
     {"optimizer"},
     {"named", "config"},
 ]

@@ -18,6 +18,9 @@ class Factor(abc.ABC):
 
     name: ClassVar[str]
 
+    def __repr__(self) -> str:
+        return type(self).__name__.upper()
+
     @abc.abstractmethod
     def numel(self, n: int) -> int:
         """Return how many numbers the factor of an axis of size `n` has."""

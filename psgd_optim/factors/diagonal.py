@@ -12,7 +12,7 @@ from psgd_optim.group_gradient import FactorGradient, VectorGradient
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagonal(SymmetricFactor):
     """The positive diagonal of a matrix, (B, n)."""
 

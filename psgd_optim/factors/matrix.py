@@ -67,7 +67,7 @@ class MatrixFactor(Factor):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class General(MatrixFactor, SymmetricFactor):
     """A full matrix, (B, n, n); the group GL(n) under EQ."""
 
@@ -105,7 +105,7 @@ class General(MatrixFactor, SymmetricFactor):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Triangular(MatrixFactor):
     """An upper triangular matrix with a positive diagonal, (B, n, n) with zeros below.
 

@@ -57,7 +57,7 @@ class NormalisationGradient(FactorGradient):
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Normalisation(Factor):
     """`Q = diag(d) + m e_n^T` with `m_n = 0`, stored as (B, 2, n), `d` above `m`.
 

@@ -10,7 +10,7 @@ from psgd_optim.block_matrix import BlockMatrix, BlocksGradient
 from psgd_optim.factors.base import Factor
 from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import TRIANGULAR
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.linalg import lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
@@ -48,6 +48,7 @@ class BlockTriangular(Preconditioner):
     name: ClassVar[str] = "BlockTriangular"
 
     def __post_init__(self) -> None:
+        check_parts(self.name, self.normaliser, self.dtype)
         if len(self.kinds) != len(self.splits) + 1:
             raise ValueError(
                 f"BlockTriangular got {len(self.kinds)} kinds and {len(self.splits)} splits; give "
@@ -58,6 +59,11 @@ class BlockTriangular(Preconditioner):
                 f"BlockTriangular got splits = {self.splits}; give each once and in order, those "
                 "counted from the end last."
             )
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        return f"{self.name}({', '.join(kind.name for kind in self.kinds)})"
 
     @property
     def needs_v(self) -> bool:

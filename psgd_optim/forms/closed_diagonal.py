@@ -48,6 +48,11 @@ class ClosedDiagonal(Preconditioner):
             raise ValueError(f"ClosedDiagonal got eps = {self.eps}; give a positive number.")
 
     @property
+    def layout(self) -> str:
+        """The name."""
+        return self.name
+
+    @property
     def needs_v(self) -> bool:
         """Return no: `E|v|^2 = 1` stands in for a probe."""
         return False

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from psgd_optim.factors.matrix import GENERAL, MatrixFactor
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.frames import as_matrix, check_factors, images, precondition
 from psgd_optim.geometry import QUAD, Frame, Geometry
 from psgd_optim.linalg import lift, per_block
-from psgd_optim.step_size import LipschitzEMA, MaxEntry, Normaliser
+from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
 
@@ -48,12 +48,13 @@ class Dense(Preconditioner):
     name: ClassVar[str] = "Dense"
 
     def __post_init__(self) -> None:
-        check_factors(self.name, self.geometry, (self.factor,), self.dtype)
-        if self.factor == GENERAL and isinstance(self.normaliser, MaxEntry):
-            raise ValueError(
-                "Dense got normaliser MaxEntry with a General factor, whose norm may be N times "
-                "the largest entry; pass SpectralNorm(), FrobeniusNorm() or LipschitzEMA()."
-            )
+        check_parts(self.name, self.normaliser, self.dtype)
+        check_factors(self.name, self.geometry, (self.factor,), self.normaliser, self.dtype)
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        return f"{self.name}({self.geometry.name}, {self.factor.name})"
 
     @property
     def needs_v(self) -> bool:

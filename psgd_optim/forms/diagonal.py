@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import GroupGradient, VectorGradient
 from psgd_optim.linalg import abs_square, lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
@@ -41,6 +41,14 @@ class Diagonal(Preconditioner):
     dtype: torch.dtype | None = None
 
     name: ClassVar[str] = "Diagonal"
+
+    def __post_init__(self) -> None:
+        check_parts(self.name, self.normaliser, self.dtype)
+
+    @property
+    def layout(self) -> str:
+        """The name."""
+        return self.name
 
     @property
     def needs_v(self) -> bool:
@@ -103,6 +111,14 @@ class Scalar(Preconditioner):
     dtype: torch.dtype | None = None
 
     name: ClassVar[str] = "Scalar"
+
+    def __post_init__(self) -> None:
+        check_parts(self.name, self.normaliser, self.dtype)
+
+    @property
+    def layout(self) -> str:
+        """The name."""
+        return self.name
 
     @property
     def needs_v(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from psgd_optim.axis_plan import Plan, SizePlan, plan_by_size
 from psgd_optim.factors.base import Factor
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.frames import (
     Terms,
     as_matrix,
@@ -22,7 +22,7 @@ from psgd_optim.frames import (
 from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
 from psgd_optim.linalg import lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
-from psgd_optim.types import Probe, State
+from psgd_optim.types import Probe, State, expect
 
 
 @final
@@ -64,13 +64,26 @@ class Kron(Preconditioner):
     name: ClassVar[str] = "Kron"
 
     def __post_init__(self) -> None:
+        check_parts(self.name, self.normaliser, self.dtype)
         by_size = SizePlan(max_size=self.max_size, max_skew=self.max_skew)
         if self.plan is not None and by_size != SizePlan():
             raise ValueError(
                 f"Kron got max_size = {self.max_size}, max_skew = {self.max_skew} and a plan; "
                 "give either, or the numbers to SizePlan."
             )
-        check_factors(self.name, self.geometry, (self.plan or by_size).kinds, self.dtype)
+        if self.plan is not None:
+            expect(self.name, "plan", self.plan, Plan, "one of axis_plan, like SCAN")
+        check_factors(self.name, self.geometry, self._kinds, self.normaliser, self.dtype)
+
+    @property
+    def _kinds(self) -> tuple[Factor, ...]:
+        return (self.plan or SizePlan()).kinds
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        kinds = ", ".join(kind.name for kind in self._kinds)
+        return f"{self.name}({self.geometry.name}: {kinds})"
 
     @property
     def needs_v(self) -> bool:

@@ -7,12 +7,12 @@ from typing import ClassVar, NamedTuple, final
 import torch
 from torch import Tensor
 
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import VectorGradient
 from psgd_optim.linalg import abs_square, lift, matvec, per_block, real_product
 from psgd_optim.low_rank_gradient import LowRankGradient
 from psgd_optim.step_size import LipschitzEMA, MaxEntry, Normaliser
-from psgd_optim.types import Probe, State
+from psgd_optim.types import Probe, State, expect
 
 # The directions in which U V^H first grows; any number does, as long as it never changes.
 _START_SEED = 20
@@ -67,13 +67,20 @@ class LowRank(Preconditioner):
     name: ClassVar[str] = "LowRank"
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"LowRank got rank = {self.rank}; give a number of at least 0.")
+        check_parts(self.name, self.normaliser, self.dtype)
+        expect(self.name, "order", self.order, Order, "Order.SCALE_FIRST or Order.SCALE_LAST")
+        if not isinstance(self.rank, int) or self.rank < 0:
+            raise ValueError(f"LowRank got rank = {self.rank}; give a whole number of at least 0.")
         if isinstance(self.normaliser, MaxEntry):
             raise ValueError(
                 "LowRank got normaliser MaxEntry, which needs all N^2 entries of its gradient; "
                 "give LipschitzEMA, SpectralNorm or FrobeniusNorm."
             )
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        return f"{self.name}({self.order.value})"
 
     @property
     def needs_v(self) -> bool:

@@ -6,12 +6,12 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import GroupGradient, RankTwoGradient
 from psgd_optim.linalg import lift, per_block
 from psgd_optim.permutation_groups import X_MATRIX, PermutationGroup
 from psgd_optim.step_size import LipschitzEMA, Normaliser
-from psgd_optim.types import Probe, State
+from psgd_optim.types import Probe, State, expect
 
 
 @final
@@ -41,6 +41,15 @@ class Permutation(Preconditioner):
     dtype: torch.dtype | None = None
 
     name: ClassVar[str] = "Permutation"
+
+    def __post_init__(self) -> None:
+        check_parts(self.name, self.normaliser, self.dtype)
+        expect(self.name, "group", self.group, PermutationGroup, "one such as X_MATRIX")
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        return f"{self.name}({self.group.describe()})"
 
     @property
     def needs_v(self) -> bool:

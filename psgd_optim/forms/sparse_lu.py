@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from psgd_optim.arrow import Arrow, ArrowGradient, largest
-from psgd_optim.forms.base import Preconditioner, state_dtype
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.linalg import lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
@@ -44,8 +44,14 @@ class SparseLU(Preconditioner):
     name: ClassVar[str] = "SparseLU"
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"SparseLU got rank = {self.rank}; give a number of at least 0.")
+        check_parts(self.name, self.normaliser, self.dtype)
+        if not isinstance(self.rank, int) or self.rank < 0:
+            raise ValueError(f"SparseLU got rank = {self.rank}; give a whole number of at least 0.")
+
+    @property
+    def layout(self) -> str:
+        """The name."""
+        return self.name
 
     @property
     def needs_v(self) -> bool:

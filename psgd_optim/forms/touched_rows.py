@@ -13,7 +13,7 @@ from psgd_optim.axis_plan import AxisPlan
 from psgd_optim.factors.base import Factor
 from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import GENERAL
-from psgd_optim.forms.base import Preconditioner, SparseForm
+from psgd_optim.forms.base import Preconditioner, SparseForm, check_parts
 from psgd_optim.forms.kron import Kron
 from psgd_optim.frames import check_factors, curvature_terms
 from psgd_optim.geometry import Q0_5EQ1_5, Geometry
@@ -59,7 +59,8 @@ class TouchedRows(SparseForm):
     name: ClassVar[str] = "TouchedRows"
 
     def __post_init__(self) -> None:
-        check_factors(self.name, self.geometry, (self.columns,), self.dtype)
+        check_parts(self.name, self.normaliser, self.dtype)
+        check_factors(self.name, self.geometry, (self.columns,), self.normaliser, self.dtype)
         kron = Kron(
             plan=AxisPlan((DIAGONAL, self.columns)),
             geometry=self.geometry,
@@ -67,6 +68,11 @@ class TouchedRows(SparseForm):
             dtype=self.dtype,
         )
         object.__setattr__(self, "_kron", kron)
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        return f"{self.name}({self.geometry.name}: {self.columns.name})"
 
     @property
     def needs_v(self) -> bool:
@@ -154,6 +160,11 @@ class _At(Preconditioner):
         self._form = form
         self._shape = shape
         self._index = index
+
+    @property
+    def layout(self) -> str:
+        """The form's."""
+        return self._form.layout
 
     @property
     def needs_v(self) -> bool:
