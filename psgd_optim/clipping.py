@@ -6,6 +6,7 @@ can look at all parameters at once. Several apply in the order given.
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -83,11 +84,22 @@ class ClipNorm(Limit):
 
     def clip_(self, updates: Sequence[Tensor]) -> None:
         """Scale down all updates by the same factor when their joint norm is above the limit."""
-        if updates:
-            norms = [update.norm() for update in updates]
-            joint = torch.stack([norm.to(norms[0].device) for norm in norms]).norm()
-            for update in updates:
-                update.mul_(_shrink(joint, self.limit).to(update.device))
+        _clip_joint_(updates, self.limit)
+
+
+@final
+@dataclass(frozen=True)
+class ClipJointRMS(Limit):
+    """Limits the root mean square over all parameters together: a trust region of any model's size.
+
+    A limit of `c` is `ClipNorm(c * sqrt(n))` for `n` numbers in all.
+
+    Source: S1 section 4.4 and S0 (14) with a threshold that grows with the root of `n`.
+    """
+
+    def clip_(self, updates: Sequence[Tensor]) -> None:
+        """Scale down all updates by the same factor when they are too large together."""
+        _clip_joint_(updates, self.limit * sum(update.numel() for update in updates) ** 0.5)
 
 
 @final
@@ -129,6 +141,21 @@ class MatchRMS(Clip):
 def _peak(x: Tensor) -> Tensor:
     """Return the largest modulus of each row, (B,), at least the smallest normal number."""
     return x.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _clip_joint_(updates: Sequence[Tensor], limit: float) -> None:
+    """Scale down all updates by the same factor when their joint norm is above a limit."""
+    if not updates:
+        return
+    device = updates[0].device
+    # Relative to the largest entry, so that no square leaves the range of the dtype.
+    peaks = [p.to(device) for p in torch._foreach_norm(list(updates), math.inf)]
+    peak = torch.stack(peaks).amax().clamp(min=torch.finfo(peaks[0].dtype).tiny)
+    norms = [(update / peak.to(update.device)).norm().to(device) for update in updates]
+    # The peak apart from the rest: their product may be too large where each of them is not.
+    factor = (limit / peak / torch.stack(norms).norm()).clamp(max=1.0)
+    for update in updates:
+        update.mul_(factor.to(update.device))
 
 
 def _rms(x: Tensor) -> Tensor:

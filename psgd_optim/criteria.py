@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from psgd_optim.averages import fold_in
-from psgd_optim.clipping import Clip, ClipElement, ClipRMS
+from psgd_optim.clipping import Clip, ClipElement, ClipJointRMS, ClipRMS
 from psgd_optim.curvature import Exact, PairSource
 from psgd_optim.noise import normal_like
 from psgd_optim.types import Probe, State, expect
@@ -261,6 +261,9 @@ class Newton(Criterion):
     Source: S0 section III.A and III.C, S1 (7).
     """
 
+    # The trust region of S1 4.4: where H v has been zero for long, as for a unit that never fired,
+    # P is as large as the damping lets it be when the first gradient comes.
+    default_clip: ClassVar[tuple[Clip, ...]] = (ClipJointRMS(0.1),)
     default_lr: ClassVar[float] = 0.1
 
     traditional: bool = False

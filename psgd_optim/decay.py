@@ -97,7 +97,8 @@ class Hyperball(Decay):
 
     `p <- R (p - lr R u / |u|) / |p - lr R u / |u||` with the initial norm `R`: `lr` is the length
     of a step relative to the parameter, and there is no rate. Rows that start at zero take plain
-    steps. Meant for matrices; give biases and gains a group of their own.
+    steps. Meant for matrices; give biases and gains a group of their own. Under `Joint` the norm is
+    that of the whole vector, and holds in steps in which every parameter has a gradient.
 
     Raises:
         ValueError: If a rate is given.

@@ -15,14 +15,13 @@ from psgd_optim.averages import Nesterov
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion
-from psgd_optim.decay import Decay, Hyperball, as_decay
+from psgd_optim.decay import Decay, as_decay
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.base import Preconditioner, SparseForm
 from psgd_optim.schedules import Adaptive
 from psgd_optim.scope import Scope, as_scope
 from psgd_optim.sparse_block import SparseBlock
 from psgd_optim.types import expect
-from psgd_optim.views import Joined
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,6 @@ def allocate_group(
         kind = SparseBlock if isinstance(form, SparseForm) else Block
         if kind is SparseBlock:
             _check_sparse(form, criterion, parts.decay)
-        if isinstance(view, Joined) and isinstance(parts.decay, Hyperball):
-            raise ValueError(
-                "PSGD got Hyperball with a Joint scope, whose norm is no parameter's own; give the "
-                "form without Joint, or another weight_decay."
-            )
         blocks.append(kind.allocate(view, form, tensors, numbers, device))
     return blocks
 

@@ -4,6 +4,8 @@ Shapes: `x` is (B, n_1, ..., n_k), `axis` counts the axes after the block axis f
 matrix stack is (B, n, n). Everything is complex-safe and free of data-dependent branches.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -105,6 +107,12 @@ def mode_gram_diagonal(x: Tensor, axis: int) -> Tensor:
     """
     blocks, before, n, after = _around(x, axis)
     return abs_square(x).reshape(blocks, before, n, after).sum(dim=(1, 3))
+
+
+def finite_rows(x: Tensor) -> Tensor:
+    """Return which rows of a stack (B, ...) are finite throughout, (B,)."""
+    peak: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=math.inf, dim=1)
+    return peak.isfinite()
 
 
 def abs_square(x: Tensor) -> Tensor:

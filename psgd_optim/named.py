@@ -112,10 +112,15 @@ def dense_newton(
 ) -> PSGD:
     """Return a triangular `Q` for all parameters together; needs `N^2` memory.
 
-    The settings of S1's experiments: geometry EQ, the step divided by the largest entry.
+    The settings of S1's experiments: geometry EQ, the step divided by the largest entry; neither
+    damping nor clip, so that scaling the loss does not change the trajectory.
     """
     form = Joint(Dense(geometry=EQ, factor=TRIANGULAR, normaliser=MaxEntry()))
-    return _newton(params, form, lr, precond_lr, init_scale, seed, momentum)
+    fitting = Fitting(precond_lr=precond_lr, gate=1.0, init_scale=init_scale, seed=seed)
+    criterion = Newton(damping=0.0)
+    return PSGD(
+        params, lr, form=form, criterion=criterion, momentum=momentum, clip=(), fitting=fitting
+    )
 
 
 def diagonal_newton(
@@ -235,9 +240,7 @@ def _newton(
     momentum: float,
 ) -> PSGD:
     fitting = Fitting(precond_lr=precond_lr, gate=1.0, init_scale=init_scale, seed=seed)
-    # Without damping, so that scaling the loss does not change the trajectory.
-    criterion = Newton(damping=0.0)
-    return PSGD(params, lr, form=form, criterion=criterion, momentum=momentum, fitting=fitting)
+    return PSGD(params, lr, form=form, criterion=Newton(), momentum=momentum, fitting=fitting)
 
 
 def _for_matrices(plan: Plan) -> Scope:

@@ -31,6 +31,10 @@ Wanted = Callable[[Tensor], bool]
 """Whether a parameter is to be arranged."""
 
 
+def _any(param: Tensor) -> bool:
+    return True
+
+
 class Scope(abc.ABC):
     """Arranges the parameters of a group; concrete scopes are final frozen dataclasses."""
 
@@ -40,7 +44,7 @@ class Scope(abc.ABC):
         """What the numbers of the state mean, beyond their shapes: saved, and compared on load."""
 
     @abc.abstractmethod
-    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
+    def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
         """Return views of some parameters, and their forms.
 
         Args:
@@ -67,7 +71,7 @@ class PerTensor(Scope):
         """The form's."""
         return self.form.layout
 
-    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
+    def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
         """Return one view per squeezed shape, dtype and device."""
         chosen = [p for _, p in params if wanted(p)]
         if isinstance(self.form, SparseForm):
@@ -103,7 +107,7 @@ class Joint(Scope):
         """The form's, joint."""
         return f"Joint({self.form.layout})"
 
-    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
+    def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
         """Return one view per dtype and device."""
         groups = _grouped((p for _, p in params), lambda p: ())
         return [(Joined(group), self.form) for group in groups if any(map(wanted, group))]
@@ -138,7 +142,7 @@ class Split(Scope):
         """The form's, split."""
         return f"Split({self.form.layout}, {self.size})"
 
-    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
+    def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
         """Return a view for every shape of a parameter and shape of its pieces."""
         found: Arrangement = []
         chosen = (p for _, p in params if wanted(p))
@@ -189,7 +193,7 @@ class DirectSum(Scope):
         choices = (*(choice for _, choice in self.rules), self.otherwise)
         return f"DirectSum({', '.join(as_scope(choice).layout for choice in choices)})"
 
-    def arrange(self, params: Sequence[Named], wanted: Wanted) -> Arrangement:
+    def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
         """Return what the chosen scopes return."""
         chosen: list[list[Named]] = [[] for _ in range(len(self.rules) + 1)]
         for name, p in params:

@@ -10,7 +10,7 @@ from psgd_optim.factors.matrix import GENERAL, MatrixFactor
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.frames import as_matrix, check_factors, images, precondition
 from psgd_optim.geometry import QUAD, Frame, Geometry
-from psgd_optim.linalg import lift, per_block
+from psgd_optim.linalg import finite_rows, lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
@@ -88,8 +88,8 @@ class Dense(Preconditioner):
         gradient = self.factor.rank_two(a, b)
         bound = self.normaliser.grow(state["l"], gradient)
         moved = self.geometry.move(q, gradient, rate / bound, draws.get("start"))
-        # A sample too large for its square says nothing: its row stays as it is.
-        safe = bound.isfinite()
+        # A sample too large for its square, or for its product with Q, says nothing: its row stays.
+        safe = bound.isfinite() & finite_rows(moved)
         state["q"].copy_(torch.where(per_block(safe, q), moved, q))
         state["l"].copy_(torch.where(safe, bound, state["l"]))
 

@@ -20,7 +20,7 @@ from psgd_optim.frames import (
     precondition,
 )
 from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
-from psgd_optim.linalg import lift, per_block
+from psgd_optim.linalg import finite_rows, lift, per_block
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
 
@@ -167,15 +167,17 @@ class Kron(Preconditioner):
             The factors, not balanced, and (B,), false where a sample was too large.
         """
         factors = self._factors(tuple(q.shape[-1] for q in qs))
-        moved, safe = [], torch.ones_like(state["l0"], dtype=torch.bool)
+        moved, bounds, safe = [], [], torch.ones_like(state["l0"], dtype=torch.bool)
         for i, (factor, q, pair) in enumerate(zip(factors, qs, terms, strict=True)):
             start = draws.get(f"start{i}")
             gradient = factor_gradient(self.geometry, factor, q, pair, start)
-            bound = self.normaliser.grow(state[f"l{i}"], gradient)
-            moved.append(self.geometry.move(q, gradient, rate / bound, start))
-            # A sample too large for the sum of its squares says nothing: its row stays as it is.
-            safe = safe & bound.isfinite()
-            state[f"l{i}"].copy_(torch.where(bound.isfinite(), bound, state[f"l{i}"]))
+            bounds.append(self.normaliser.grow(state[f"l{i}"], gradient))
+            moved.append(self.geometry.move(q, gradient, rate / bounds[i], start))
+            # A sample too large for the sum of its squares, or for its product with Q, says
+            # nothing: its row stays as it is.
+            safe = safe & bounds[i].isfinite() & finite_rows(moved[i])
+        for i, bound in enumerate(bounds):
+            state[f"l{i}"].copy_(torch.where(safe, bound, state[f"l{i}"]))
         return moved, safe
 
     def _computed(self, state: State, x: Tensor) -> tuple[tuple[Factor, ...], list[Tensor]]:

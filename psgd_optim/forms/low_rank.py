@@ -9,7 +9,7 @@ from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import VectorGradient
-from psgd_optim.linalg import abs_square, lift, matvec, per_block, real_product
+from psgd_optim.linalg import abs_square, finite_rows, lift, matvec, per_block, real_product
 from psgd_optim.low_rank_gradient import LowRankGradient
 from psgd_optim.step_size import LipschitzEMA, MaxEntry, Normaliser
 from psgd_optim.types import Probe, State, expect
@@ -139,8 +139,8 @@ class LowRank(Preconditioner):
         step = torch.where(is_moved, (rate / pair_bound)[:, None], 0.0)
         pair = q.pair - step[..., None, None] * move[:, None]
         bounds = torch.where(is_moved, pair_bound[:, None], state["l_pair"])
-        # A sample too large for its squares says nothing: its row stays as it is.
-        safe = bound.isfinite() & pair_bound.isfinite()
+        # A sample too large for its squares, or its products, says nothing: its row stays.
+        safe = bound.isfinite() & pair_bound.isfinite() & finite_rows(d) & finite_rows(pair)
         moved = {"scale": d, "pair": pair, "l_scale": bound, "l_pair": bounds}
         for name, x in moved.items():
             state[name].copy_(torch.where(per_block(safe, x), x, state[name]))

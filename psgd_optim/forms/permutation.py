@@ -8,7 +8,7 @@ from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import GroupGradient, RankTwoGradient
-from psgd_optim.linalg import lift, per_block
+from psgd_optim.linalg import finite_rows, lift, per_block
 from psgd_optim.permutation_groups import X_MATRIX, PermutationGroup
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
@@ -102,9 +102,10 @@ class Permutation(Preconditioner):
         gradient = _OrbitsGradient(a, b)
         bound = self.normaliser.grow(state["l"], gradient)
         step = per_block((rate / bound).to(q.real.dtype), q)
-        # A sample too large for its square says nothing: its row stays as it is.
-        safe = bound.isfinite()
-        moved = torch.where(per_block(safe, q), q - step * gradient.left(q), q)
+        moved = q - step * gradient.left(q)
+        # A sample too large for its square, or for its product with Q, says nothing: its row stays.
+        safe = bound.isfinite() & finite_rows(moved)
+        moved = torch.where(per_block(safe, q), moved, q)
         state["q"].copy_(_from_orbits(moved, orbits, state["q"].shape[1]))
         state["l"].copy_(torch.where(safe, bound, state["l"]))
 

@@ -22,7 +22,7 @@ def group(**settings: Any) -> dict[str, Any]:
 def test_objects_are_taken_out_and_numbers_stay() -> None:
     before = group(momentum=Nesterov(0.8), weight_decay=Cautious(0.2), form=Joint(Diagonal()))
     numbers, parts = take_apart(before)
-    assert numbers == {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.2}
+    assert numbers == {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.2, "layout": "Joint(Diagonal)"}
     assert (parts.scope, parts.decay, parts.nesterov) == (Joint(Diagonal()), Cautious(0.2), True)
     assert isinstance(before["momentum"], Nesterov)
     numbers, parts = take_apart(group(weight_decay=0.3))
