@@ -17,13 +17,13 @@ from psgd_optim import (
     GradientWhitening,
     InputError,
     Kron,
-    Probe,
 )
 from psgd_optim.criteria import Newton
 from psgd_optim.curvature import Exact, FiniteDifference, Given, GradientDifference, LossSource
 from psgd_optim.derivatives import Evaluation
 from psgd_optim.noise import noise_generator
 from psgd_optim.scope import Joint
+from psgd_optim.types import Probe
 from tests.reference import diagonal_update
 
 CPU = torch.device("cpu")
