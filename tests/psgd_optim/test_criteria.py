@@ -182,7 +182,9 @@ def absolute(h: Tensor) -> Tensor:
 def test_p3_newton_fits_the_inverse_modulus_of_an_indefinite_hessian() -> None:
     h = hessian(-2.0, 0.3, 1.0, 4.0)
     p = fit(Newton(damping=0.0), curvature(h))
-    assert error(p, absolute(h)) < 0.03
+    assert error(p, absolute(h)) < 0.03  # of single repeats, noise-limited: measured 1.6 %
+    mean = p.mean(dim=0)
+    assert float((mean - absolute(h)).norm() / absolute(h).norm()) < 0.01
     # The other sign of the pair is as good, but the plain inverse is far off.
     assert error(p, torch.linalg.inv(h)) > 0.2
 
@@ -242,7 +244,7 @@ def test_p7_damping_keeps_an_eigenvalue_near_minus_damping_bounded(traditional: 
         assert float(largest.min()) > 100
         return
     target = inverse_square_root(h @ h + damping**2 * eye)
-    assert error(p, target) < 0.08
+    assert error(p, target) < 0.05
     # At most 1 / damping, up to the noise of the fit.
     assert float(largest.mean()) < 1.05 / damping
 

@@ -1,15 +1,18 @@
 """The named constructors, and the classic problem that they must solve."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from psgd_optim import PSGD, named
+from psgd_optim import PSGD, Dense, Fitting, named
 from psgd_optim.criteria import Newton
-from psgd_optim.curvature import FiniteDifference
+from psgd_optim.curvature import FiniteDifference, Given
+from psgd_optim.factors.matrix import TRIANGULAR
+from psgd_optim.geometry import EQ
+from psgd_optim.step_size import MaxEntry
 
 NAMES = sorted(
     name
@@ -36,20 +39,58 @@ def iterations(make: Callable[[list[Tensor]], PSGD], limit: int, below: float) -
     return limit
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_p17_rosenbrock_in_at_most_300_iterations(seed: int) -> None:
+    """P17, S1 figure 1: the settings of its Newton-type run."""
+
+    def make(params: list[Tensor]) -> PSGD:
+        return named.dense_newton(params, lr=0.5, precond_lr=0.2, init_scale=0.1, seed=seed)
+
+    assert iterations(make, limit=300, below=1e-10) < 300
+
+
+def runs(seeds: Iterable[int]) -> tuple[list[int], Tensor]:
+    """Return the steps that runs with these probes take until 1e-10, and all their points.
+
+    Every run is a row of one stack, and has a stream of probes of its own. The optimizer is that of
+    `dense_newton`, but for its pairs, which are given: a joint form would mix the runs.
+    """
+    params = [start() for _ in seeds]
+    optimizer = PSGD(
+        params,
+        0.5,
+        form=Dense(geometry=EQ, factor=TRIANGULAR, normaliser=MaxEntry()),
+        criterion=Newton(damping=0.0, source=Given()),
+        momentum=0.0,
+        fitting=Fitting(precond_lr=0.2, gate=1.0, init_scale=0.1),
+    )
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    values, points = [], []
+    for _ in range(300):
+        points.append(torch.stack([p.detach() for p in params]))
+        v = [torch.randn(2, generator=stream, dtype=torch.float64) for stream in streams]
+        x = points[-1].requires_grad_()
+        loss = rosenbrock(x.mT)  # the sum of functions of one run each
+        (grads,) = torch.autograd.grad(loss.sum(), x, create_graph=True)
+        (h,) = torch.autograd.grad(grads, x, torch.stack(v))
+        for p, g in zip(params, grads.detach(), strict=True):
+            p.grad = g
+        values.append(loss.detach())
+        optimizer.step(pair=(v, list(h)))
+    below = torch.stack(values) < 1e-10
+    taken = torch.where(below.any(dim=0), below.int().argmax(dim=0), 300)
+    return taken.tolist(), torch.stack(points, dim=1).detach()
+
+
 def test_p17_rosenbrock_in_at_most_300_iterations_from_95_percent_of_seeds() -> None:
-    # S1 figure 1, settings of its Newton-type run; median 205 here.
-    taken = [
-        iterations(
-            lambda ps, seed=seed: named.dense_newton(
-                ps, lr=0.5, precond_lr=0.2, init_scale=0.1, seed=seed
-            ),
-            limit=300,
-            below=1e-10,
-        )
-        for seed in range(40)
-    ]
+    taken, points = runs(range(40))
     assert sum(t < 300 for t in taken) >= 38
-    assert 180 <= sorted(taken)[20] <= 230
+    assert 180 <= sorted(taken)[20] <= 230  # measured 201; the design has 207
+    # A run of the stack is the run of an optimizer that has this parameter alone.
+    for seed in (3, 11):
+        alone, path = runs([seed])
+        assert alone == [taken[seed]]
+        torch.testing.assert_close(path[0], points[seed], rtol=1e-9, atol=1e-9)
 
 
 def test_p17_finite_differences_and_the_last_q_do_as_well() -> None:
@@ -105,7 +146,7 @@ def test_every_name_trains_with_its_own_settings(name: str) -> None:
     model, loss = network()
     optimizer = getattr(named, name)(model.parameters())
     before = float(loss().detach())
-    take(optimizer, loss, 150)
+    take(optimizer, loss, 100)
     assert float(loss().detach()) < 0.9 * before
 
 

@@ -70,8 +70,8 @@ def test_it_moves_along_flat_directions_as_fast_as_along_steep_ones(
         optimizer = build([x])
         lr = optimizer.param_groups[0]["lr"]
         rng = torch.Generator().manual_seed(0)
-        for step in range(600):
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / 600)
+        for step in range(400):
+            optimizer.param_groups[0]["lr"] = lr * (1 - step / 400)
             features = scales * torch.randn(16, 6, generator=rng)
             noise = 0.1 * torch.randn(16, 4, generator=rng)
             optimizer.zero_grad()
@@ -83,7 +83,7 @@ def test_it_moves_along_flat_directions_as_fast_as_along_steep_ones(
     fitting = Fitting(gate=1.0, precond_lr=0.5 if form == "diagonal" else 0.1)
     settings: dict[str, Any] = {"form": FORMS[form], "criterion": criterion, "fitting": fitting}
     # Row 2 has 1 / 1000 of the largest curvature.
-    assert float(distance_after(lambda ps: PSGD(ps, 0.01, **settings))[2]) < 0.4
+    assert float(distance_after(lambda ps: PSGD(ps, 0.015, **settings))[2]) < 0.4
     # The control, SGD at its largest stable step, leaves that row nearly where it was.
     assert float(distance_after(lambda ps: torch.optim.SGD(ps, 0.002))[2]) > 0.6
 
@@ -307,6 +307,7 @@ def test_state_is_views_of_stacks_and_no_step_replaces_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("stop", [0, 1, 4])
 def test_a_resumed_run_continues_bit_for_bit(form: str, dtype: torch.dtype, stop: int) -> None:
+    """P33."""
     fitting = Fitting(gate=0.5, seed=5)
     whole = parameters(dtype)
     run(PSGD(whole, form=FORMS[form], fitting=fitting), whole, range(8))
@@ -463,6 +464,7 @@ def test_a_closure_is_called_with_gradients_enabled() -> None:
 
 
 def test_groups_have_their_own_numbers_and_forms() -> None:
+    """P33."""
     params = parameters()
     optimizer = PSGD([{"params": params[:1], "lr": 0.0}, {"params": params[1:4]}], 1e-2)
     optimizer.add_param_group({"params": params[4:], "form": Diagonal()})
@@ -588,6 +590,7 @@ def test_update_first_decides_which_q_preconditions() -> None:
 
 
 def test_complex_parameters_are_stepped() -> None:
+    """P33."""
     x = torch.randn(4, 3, dtype=torch.complex64, requires_grad=True)
     optimizer = PSGD([x], 1e-2)
     before = float(x.detach().abs().square().sum())
@@ -657,6 +660,7 @@ def test_numbers_outside_their_range_are_refused(settings: dict[str, Any], messa
 
 
 def test_sparse_gradients_are_refused_before_anything_moves() -> None:
+    """P33."""
     dense = nn.Linear(4, 3)
     sparse = nn.Embedding(10, 4, sparse=True)
     optimizer = PSGD([*dense.parameters(), *sparse.parameters()])

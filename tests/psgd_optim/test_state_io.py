@@ -108,6 +108,7 @@ def assert_resumes(dtype: torch.dtype, stop: int, **settings: Any) -> None:
 def test_a_resumed_run_continues_bit_for_bit(
     criterion: str, scope: str, dtype: torch.dtype
 ) -> None:
+    """P33: the state of every criterion and scope goes round trip."""
     if criterion == "finite" and dtype == torch.bfloat16:
         dtype = torch.float32  # differences are refused in half precision
     assert_resumes(dtype, 2, form=SCOPES[scope], criterion=CRITERIA[criterion])

@@ -50,8 +50,10 @@ class FormContract:
     largest_rate = 0.9
 
     # Numbers of updates of a fit: enough for the errors above, few enough for the clock.
-    newton_steps = 1500
-    whitening_steps = 4000
+    newton_steps = 400
+    first_order_steps = 400
+    whitening_steps = 1500
+    wrong_steps = 150  # away from the fit, that errors grow without end
 
     # Shapes of the fits and of the heavy tails, for a form that is not for every order.
     fit_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
@@ -106,6 +108,7 @@ class FormContract:
 
     @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
     def test_apply_is_the_dense_product(self, dtype: torch.dtype) -> None:
+        """P15."""
         for shape in self.shapes:
             state, x = self.moved(shape, dtype), self.probe(shape, dtype, 9).h
             q = self.make().to_dense(state).to(dtype)
@@ -179,12 +182,13 @@ class FormContract:
         dtype: torch.dtype,
         sign: float = 1.0,
         normaliser: Normaliser | None = None,
+        steps: int | None = None,
     ) -> float:
         """Fit to pairs h = H v with an annealed step; return the largest error of P H = I."""
         form = self.make() if normaliser is None else self.make(normaliser=normaliser)
         state, rng = self.fresh(shape, dtype), generator(1)
         hessian = self.hessians(shape, dtype)
-        steps = self.newton_steps
+        steps = steps or self.newton_steps
         for t in range(steps):
             v = torch.randn(B, *shape, generator=rng, dtype=dtype)
             h = (hessian @ v.flatten(1)[..., None])[..., 0].view_as(v)
@@ -199,7 +203,9 @@ class FormContract:
 
     @pytest.mark.parametrize("dtype", [REAL, COMPLEX])
     def test_newton_pairs_fit_the_inverse_hessian(self, dtype: torch.dtype) -> None:
-        for shape in self.fit_shapes:
+        """P3 on a group: `P H = I` for pairs of a positive definite `H`."""
+        # Complex arithmetic does not depend on the order of the tensor: one shape is enough.
+        for shape in self.fit_shapes[: 1 if dtype is COMPLEX else None]:
             assert self.newton_error(shape, dtype) < self.fit_error
 
     @pytest.mark.parametrize("normaliser", [MaxEntry(), SpectralNorm(), FrobeniusNorm()])
@@ -209,14 +215,16 @@ class FormContract:
         except ValueError as refusal:
             assert type(normaliser).__name__ in str(refusal)
             return
-        error = self.newton_error((4, 3), REAL, normaliser=normaliser)
+        steps = self.first_order_steps
+        error = self.newton_error((4, 3), REAL, normaliser=normaliser, steps=steps)
         assert error < self.first_order_fit_error
 
     def test_the_fit_fails_when_the_step_has_the_wrong_sign(self) -> None:
-        error = self.newton_error((4, 3), REAL, sign=-1.0)
+        error = self.newton_error((4, 3), REAL, sign=-1.0, steps=self.wrong_steps)
         assert not error < 0.5  # nan counts as failed
 
     def test_whitening_fits_the_inverse_root_of_the_second_moment(self) -> None:
+        """P5."""
         form, state, rng = self.make(), self.fresh((4, 3)), generator(2)
         moment = self.moments((4, 3), REAL)
         root = torch.linalg.cholesky(moment)
@@ -249,6 +257,7 @@ class FormContract:
         assert bool((criterion() < before).all())
 
     def test_heavy_tailed_samples_keep_q_in_its_group(self) -> None:
+        """P9, with tails of the Cauchy distribution, and any scale."""
         form, rng = self.make(), generator(4)
         for shape in self.tail_shapes:
             state = self.fresh(shape)
@@ -296,6 +305,7 @@ class FormContract:
                 assert {x.dtype for x in state.values()} == {wanted}
 
     def test_numel_is_what_is_stored(self) -> None:
+        """P16."""
         for shape in self.shapes:
             stored = self.stored(self.fresh(shape))
             assert self.make().numel(shape) == stored == self.expected_numel(shape)

@@ -89,8 +89,9 @@ class TestArrow(FormContract):
     """A small triangle and a diagonal; the smallest shapes end before the split."""
 
     form = BlockTriangular(splits=(2,))
-    newton_steps = 1000
-    whitening_steps = 1500
+    newton_steps = 800
+    first_order_steps = 200
+    whitening_steps = 1000
 
     def make(self, **settings: object) -> Preconditioner:
         return BlockTriangular(kinds=self.form.kinds, splits=self.form.splits, **settings)

@@ -12,6 +12,8 @@ from tests.psgd_optim.forms.contract import REAL, B, FormContract, generator
 
 
 class TestClosedDiagonal(FormContract):
+    newton_steps = 200
+
     def make(self, **settings: object) -> Preconditioner:
         return ClosedDiagonal(**settings)
 

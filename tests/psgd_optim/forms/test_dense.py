@@ -33,8 +33,8 @@ class DenseContract(FormContract):
     shapes = ((3, 2), (5,), (1,), (2, 1, 3))
     fit_shapes = ((4, 3),)
     tail_shapes = ((4, 3),)
-    newton_steps = 800
-    whitening_steps = 2000
+    newton_steps = 500
+    whitening_steps = 1000
 
     def make(self, **settings: object) -> Preconditioner:
         return Dense(geometry=self.geometry, factor=self.factor, **settings)
@@ -69,10 +69,10 @@ class TestDenseTriangular(DenseContract):
     geometry = EQ
     factor = TRIANGULAR
     newton_steps = 1500
-    whitening_steps = 4000
+    whitening_steps = 2500
+    first_order_steps = 700  # measured 0.24 % at most
     # Slower than a general Q: the order of the axes matters. Measured 5e-4.
     fit_error = 2e-3
-    first_order_fit_error = 0.03
 
 
 class TestDenseEQ(DenseContract):
@@ -80,14 +80,14 @@ class TestDenseEQ(DenseContract):
 
     geometry = EQ
     newton_steps = 1500
-    whitening_steps = 4000
+    whitening_steps = 2500
     fit_error = 1e-5  # measured 2e-6
 
 
 class TestDenseQEP(DenseContract):
     geometry = QEP
     newton_steps = 1500
-    whitening_steps = 4000
+    whitening_steps = 2500
 
 
 @pytest.mark.parametrize("v", [False, True])
@@ -123,7 +123,7 @@ def test_every_geometry_follows_the_slow_reference(
 
 @pytest.mark.parametrize("geometry", [QUAD, QUAD4P, EQ])
 def test_p3_an_indefinite_hessian_is_inverted_in_modulus(geometry: Geometry) -> None:
-    """P3: `P H^2 P = I` and `P = |H|^-1`."""
+    """P3: `P = |H|^-1` from normal probes, whose noise is what is left: measured 0.01."""
     form, rng, steps = Dense(geometry=geometry), generator(0), 4000
     state = form.init((4,), torch.ones(1), torch.empty(0, dtype=REAL))
     basis = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=REAL))[0]
@@ -135,7 +135,7 @@ def test_p3_an_indefinite_hessian_is_inverted_in_modulus(geometry: Geometry) -> 
         form.update(state, Probe(h=v @ hessian, v=v), form.draw(state, rng), rate)
     q = form.to_dense(state)[0]
     wanted = basis @ curvatures.abs().reciprocal().diag() @ basis.mT
-    assert float((q.mT @ q - wanted).norm() / wanted.norm()) < 0.02  # measured 0.01
+    assert float((q.mT @ q - wanted).norm() / wanted.norm()) < 0.02
 
 
 def left_gradient(q: Tensor, h: Tensor, v: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def test_p1_a_small_step_falls_by_the_slope_of_the_criterion(
         h, v = torch.randn(2, 4, generator=rng, dtype=dtype)
         trial = {name: x.clone() for name, x in state.items()}
         probe = Probe(h=h[None], v=v[None])
-        form.update(trial, probe, form.draw(trial, rng), 1e-6)
+        form.update(trial, probe, form.draw(trial, rng), 3e-8)
         old, new = form.to_dense(state)[0], form.to_dense(trial)[0]
         change = [
             float((q @ h).norm() ** 2 + (torch.linalg.inv(q).mH @ v).norm() ** 2)
@@ -193,7 +193,7 @@ def test_p1_a_small_step_falls_by_the_slope_of_the_criterion(
         ]
         e = (new - old) @ torch.linalg.inv(old)
         slope = float(2 * (e.conj() * left_gradient(old, h, v)).sum().real)
-        assert change[1] - change[0] == pytest.approx(slope, rel=1e-4)
+        assert change[1] - change[0] == pytest.approx(slope, rel=1e-6)
         assert slope < 0
 
 

@@ -16,6 +16,10 @@ def grown(old: Tensor, size: Tensor) -> Tensor:
 
 
 class TestDiagonal(FormContract):
+    newton_steps = 300
+    first_order_steps = 200
+    whitening_steps = 500
+
     def make(self, **settings: object) -> Preconditioner:
         return Diagonal(**settings)
 
@@ -48,6 +52,8 @@ class TestDiagonal(FormContract):
 
 
 class TestDiagonalWithOneStep(TestDiagonal):
+    newton_steps = 500
+
     def make(self, **settings: object) -> Preconditioner:
         return Diagonal(elementwise=False, **settings)
 
@@ -72,6 +78,10 @@ class TestDiagonalWithOneStep(TestDiagonal):
 
 
 class TestScalar(FormContract):
+    newton_steps = 200
+    first_order_steps = 200
+    whitening_steps = 500
+
     def make(self, **settings: object) -> Preconditioner:
         return Scalar(**settings)
 

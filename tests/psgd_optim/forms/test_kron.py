@@ -53,8 +53,10 @@ class KronContract(FormContract):
     max_skew = 1.0
     plan: Plan | None = None
     geometry: Geometry = Q0_5EQ1_5
-    newton_steps = 500
-    whitening_steps = 1000
+    # Measured: fits within 1e-8, first-order ones within 0.7 %, whitening within 6 %.
+    newton_steps = 300
+    first_order_steps = 200
+    whitening_steps = 500
 
     def make(self, **settings: object) -> Preconditioner:
         size = {"max_skew": self.max_skew} if self.plan is None else {"plan": self.plan}
@@ -119,7 +121,7 @@ class GeometryContract(KronContract):
     max_skew = math.inf
     shapes = ((5, 4), (7,), (3, 2, 2))
     tail_shapes = ((4, 3),)
-    whitening_steps = 700
+    newton_steps = 500  # measured 6e-8 at most, in EQ and QEP; 1e-12 in the others
     fit_shapes = ((4, 3),)
 
 
@@ -159,7 +161,7 @@ class PlanContract(KronContract):
     """The plans for matrices, under the group product."""
 
     geometry = EQ
-    newton_steps = 1000
+    newton_steps = 850  # measured 3e-7 at most
     shapes = ((5, 4), (2, 3), (2, 1))
     fit_shapes = ((4, 3),)
     tail_shapes = ((4, 3),)
@@ -176,7 +178,7 @@ class PlanContract(KronContract):
 
 class TestScan(PlanContract):
     plan = SCAN
-    whitening_steps = 4000  # moments of squared condition
+    whitening_steps = 2500  # moments of squared condition
 
     def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         # Roots of these covariances are not of the form's: squares of them have roots that are.
@@ -203,7 +205,7 @@ def test_one_dense_axis_fits_any_covariance() -> None:
     basis = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=REAL))[0]
     curvatures = torch.tensor([-2.0, -0.5, 1.0, 3.0], dtype=REAL)
     hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    steps = 3000
+    steps = 2000
     for t in range(steps):
         v = torch.randn(1, 4, generator=rng, dtype=REAL)
         rate = 0.2 * 0.003 ** (t / steps)

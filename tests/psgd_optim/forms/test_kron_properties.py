@@ -121,7 +121,7 @@ def test_p11_eq_does_not_depend_on_the_coordinates(plan: Plan) -> None:
         h, v = torch.linalg.solve(change, h), change.mT @ v
         form.update(changed, Probe(h=h.view(2, *shape), v=v.view(2, *shape)), draws, 0.3)
     q = form.to_dense(state) @ change
-    torch.testing.assert_close(form.to_dense(changed), q, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(form.to_dense(changed), q, rtol=1e-12, atol=1e-12)
 
 
 def test_p12_a_step_is_gradient_descent_on_transformed_features() -> None:
