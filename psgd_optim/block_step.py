@@ -12,7 +12,7 @@ from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
-from psgd_optim.linalg import abs_square, per_block
+from psgd_optim.linalg import abs_square, finite_rows, per_block
 from psgd_optim.schedules import Adaptive
 from psgd_optim.types import Probe
 
@@ -113,30 +113,28 @@ def _pair(
             return None, ~usable
         v, h = found
         usable = block.steps > 0  # the first gradient has none to be compared with
-    sound = usable & _finite(v) & _finite(h)
+    sound = usable & finite_rows(v) & finite_rows(h)
     bad = ~per_block(sound, h)
     return (v.masked_fill(bad, 0), h.masked_fill(bad, 0)), sound
 
 
-def _finite(x: Tensor) -> Tensor:
-    """Return which rows have finite entries only, (B,)."""
-    return x.abs().flatten(1).amax(dim=1).isfinite()
-
-
 def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -> None:
     """Scale `Q` of the rows that see their first non-zero gradient."""
-    fresh = active & (block.steps == 0)
+    waits = block.steps == 0
+    fresh = active & waits
+    # The only look at tensors' values from the host, and only until all rows have started.
+    block.wait_for(waits & ~fresh)
+    index = fresh.nonzero().flatten()
+    if not len(index):
+        return
     if rules.fitting.init_scale is None:
-        sample = rules.criterion.size_sample(evidence)
-        peak = sample.abs().flatten(1).amax(dim=1)
-        scale = initial_scale(sample, peak, rules.criterion.damping)
+        sample = rules.criterion.size_sample(evidence)[index]
+        scale = initial_scale(sample, _peak(sample), rules.criterion.damping)
     else:
-        scale = evidence.grad.real.new_full(block.steps.shape, rules.fitting.init_scale)
+        scale = evidence.grad.real.new_full(index.shape, rules.fitting.init_scale)
     started = block.form.init(block.view.shape, scale, block.view.like)
     for name, x in block.state.items():
-        x.copy_(torch.where(per_block(fresh, x), started[name], x))
-    # The only look at a tensor's value from the host, and only until all rows have started.
-    block.wait_for(~((block.steps > 0) | fresh))
+        x[index] = started[name]
 
 
 def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Tensor) -> None:

@@ -35,6 +35,8 @@ def newton(params: Any, lr: float = 0.1, **settings: Any) -> PSGD:
     source = settings.pop("source", Exact())
     fitting = {"gate": 1.0, "precond_lr": 0.5, "init_scale": 1.0, **settings.pop("fitting", {})}
     settings.setdefault("form", Diagonal())
+    # Without the default clip, so that a step can be told from P g.
+    settings.setdefault("clip", ())
     return PSGD(
         params,
         lr,
@@ -378,3 +380,39 @@ def test_p19_a_clipped_step_is_at_most_lr_times_the_limit_long(limit: float) -> 
         assert torch.equal(clipped, descend(build, 50))
     else:
         assert float(lengths.max()) > 0.1 * limit * (1 - 1e-9)
+
+
+# --- the trust region, and layers frozen later ----------------------------------------------------
+
+
+def test_a_unit_that_wakes_up_after_a_long_sleep_does_not_end_the_run() -> None:
+    # While H v is zero, P of that entry grows to 1 / damping; then its first gradient comes.
+    x = torch.tensor([1.0, 1.0]).requires_grad_()
+    optimizer = PSGD(
+        [x], criterion=Newton(), form=Diagonal(), momentum=0.0, fitting=Fitting(gate=1.0)
+    )
+    awake = 0.0
+
+    def loss() -> Tensor:
+        return x[0].square() + awake * x[1].square()
+
+    for _ in range(400):
+        optimizer.step(loss)
+    awake = 1.0
+    assert float(optimizer.state[x]["q"][1]) > 1e3
+    for _ in range(400):
+        assert float(optimizer.step(loss)) < 1.5
+    assert float(x.detach().norm()) < 0.1
+
+
+def test_a_layer_that_is_frozen_later_stays_where_it_is() -> None:
+    x, y = start(), start()
+    optimizer = newton([x, y])
+    for _ in range(2):
+        optimizer.step(lambda: quadratic(x) + quadratic(y))
+    x.requires_grad_(False)
+    held = x.clone()
+    for _ in range(3):
+        optimizer.step(lambda: quadratic(y))
+    assert torch.equal(x, held)
+    assert x.grad is None
