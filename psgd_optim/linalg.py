@@ -176,7 +176,8 @@ def _product_pairs(n: int) -> int:
 
 def _unit(rows: Tensor) -> Tensor:
     """Return rows (B, k, n) of norm 1; zeros stay."""
-    return rows / (rows.norm(dim=2, keepdim=True) + torch.finfo(rows.dtype).tiny)
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    return rows / (norms + torch.finfo(rows.dtype).tiny)
 
 
 def hermitian_part(a: Tensor) -> Tensor:
