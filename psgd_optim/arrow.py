@@ -17,6 +17,11 @@ from psgd_optim.linalg import matvec, per_block, real_product, row_norms
 class ArrowGradient(GroupGradient):
     """`s1 t1^H - s2 t2^H`, cut to the entries of an arrow matrix with a real diagonal.
 
+    Every size is (B, 2), of the columns and of the tail. The paper has one step for both, divided
+    by the largest entry, and the sizes of first order are those of the whole. The bounds of the
+    curvature are separate: that of the columns grows with `N`, while the tail needs only its
+    largest entry; separate positive steps still descend, as the parts are orthogonal.
+
     Source: algorithms 4.4: `L` moves on the left along `a a^H - b b^H`, `U` on the right along
     `p h^H - v w^H`, which is a move of `U^H` on the left along the adjoint. The bounds are ours:
     an arrow matrix `[C | D]` of columns and tail has `|[C | D]|^2 <= |C|_F^2 + max|D|^2`.
@@ -44,25 +49,26 @@ class ArrowGradient(GroupGradient):
 
     def max_entry(self) -> Tensor:
         """Return the largest modulus of a stored entry."""
-        return torch.cat((self.columns.flatten(1).abs(), self.tail.abs()), dim=1).amax(dim=1)
+        return _twice(torch.maximum(largest(self.columns.flatten(1)), largest(self.tail)))
 
     def spectral_norm(self) -> Tensor:
         """Return a bound: at least the norm, at most `sqrt(r + 1)` times it."""
-        return row_norms(self.columns).hypot(largest(self.tail))
+        return _twice(row_norms(self.columns).hypot(largest(self.tail)))
 
     def frobenius_norm(self) -> Tensor:
         """Return the 2-norm of all entries."""
-        return row_norms(self.columns).hypot(row_norms(self.tail))
+        return _twice(row_norms(self.columns).hypot(row_norms(self.tail)))
 
     def curvature(self) -> Tensor:
-        """Return a bound of the norm of both terms' sum, and of their difference, in O(N).
+        """Return bounds of the norms of both terms' sum, and of their difference, in O(N).
 
         Cutting an outer product lowers its Frobenius norm, so columns have at most
         `|s1| |t1| + |s2| |t2|`, with the first `r` entries of each `t`.
         """
         columns = row_norms(self._s1) * row_norms(self._t1)
         columns = columns + row_norms(self._s2) * row_norms(self._t2)
-        return columns.hypot(largest(self._terms[0].abs() + self._terms[1].abs()))
+        tail = largest(self._terms[0].abs() + self._terms[1].abs())
+        return torch.stack((columns, tail), dim=1)
 
 
 class Arrow(NamedTuple):
@@ -97,13 +103,19 @@ class Arrow(NamedTuple):
         head = torch.linalg.solve_triangular(corner.mH, head[..., None], upper=True)[..., 0]
         return torch.cat((head, y), dim=1)
 
-    def moved(self, gradient: ArrowGradient, step: Tensor) -> "Arrow":
-        """Return `(I - step E) A`, also an arrow matrix."""
+    def moved(self, gradient: ArrowGradient, steps: Tensor) -> "Arrow":
+        """Return `(I - E) A`, also an arrow matrix.
+
+        Args:
+            gradient: What `E` is, but for the steps.
+            steps: (B, 2), what multiplies its columns and its tail.
+        """
         corner, edge = self._split(self.columns)
+        tail = steps[:, 1:] * gradient.tail
         move = gradient.columns @ corner  # (B, N, r)
-        move[:, corner.shape[1] :] += gradient.tail[..., None] * edge
-        columns = self.columns - per_block(step, move) * move
-        return Arrow(columns, self.tail * (1 - step[:, None] * gradient.tail))
+        move = per_block(steps[:, 0], move) * move
+        move[:, corner.shape[1] :] += tail[..., None] * edge
+        return Arrow(self.columns - move, self.tail * (1 - tail))
 
     def dense(self) -> Tensor:
         """Return the matrices, (B, N, N)."""
@@ -115,6 +127,11 @@ class Arrow(NamedTuple):
         """Return the first `r` rows and the others."""
         r = self.columns.shape[-1]
         return x[:, :r], x[:, r:]
+
+
+def _twice(size: Tensor) -> Tensor:
+    """Return one size (B,) for both parts, (B, 2)."""
+    return size[:, None].expand(-1, 2)
 
 
 def largest(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from psgd_optim.factors.base import Factor
 from psgd_optim.factors.matrix import MatrixFactor
 from psgd_optim.group_gradient import FactorGradient, GroupGradient
-from psgd_optim.linalg import abs_square
+from psgd_optim.linalg import abs_square, per_block
 from psgd_optim.types import State
 
 
@@ -68,21 +68,26 @@ class BlockMatrix:
             products.append(product)
         return products[::-1]
 
-    def directions(self, gradient: "BlocksGradient", a: Tensor, b: Tensor) -> State:
-        """Return `E Q` block by block, under the names of `numbers`.
+    def moved(self, gradient: "BlocksGradient", steps: Tensor, a: Tensor, b: Tensor) -> State:
+        """Return `(I - E) Q` block by block, under the names of `numbers`.
 
         Args:
             gradient: Of the same vectors.
+            steps: (B, 2 blocks - 1), what multiplies each part of the gradient in `E`.
             a: (B, N), `Q h`.
             b: (B, N), `Q^-H v`.
         """
-        moves: State = {f"q{i}": e.left(self._q[i]) for i, e in enumerate(gradient.each)}
+        own, coupled = steps[:, : len(self._q)], steps[:, len(self._q) :]
+        new: State = {}
+        for i, (q, e) in enumerate(zip(self._q, gradient.each, strict=True)):
+            new[f"q{i}"] = q - per_block(own[:, i], q) * e.left(q)
         tails_a, tails_b, a_parts, b_parts = self.tails(a), self.tails(b), *map(self.parts, (a, b))
         for i, c in enumerate(self._c):
             # The rows above the rest of Q, Q_r: a a_r^H Q_r = a (Q_r^H a_r)^H.
             both = _outer(a_parts[i], tails_a[i + 1]) - _outer(b_parts[i], tails_b[i + 1])
-            moves[f"c{i}"] = both + gradient.left_rows(i, c)
-        return moves
+            move = per_block(coupled[:, i], c) * both
+            new[f"c{i}"] = c - move - per_block(own[:, i], c) * gradient.left_rows(i, c)
+        return new
 
     def matrix(self) -> Tensor:
         """Return `Q`, (B, N, N)."""
@@ -96,7 +101,14 @@ class BlockMatrix:
 
 @final
 class BlocksGradient(GroupGradient):
-    """The gradient `a a^H - b b^H`, cut to the pattern of a block triangular group."""
+    """The gradient `a a^H - b b^H`, cut to the pattern of a block triangular group.
+
+    Every size is (B, 2 blocks - 1): of the diagonal blocks, then of what is right of each. The
+    paper has one step for all, divided by the largest size of a block, and so have the sizes of
+    first order. One bound of the curvature for all would be that of the longest row, about twice
+    the number of columns, where a diagonal block needs only its largest entry; separate positive
+    steps still descend, as the parts are orthogonal.
+    """
 
     def __init__(self, kinds: list[Factor], a: list[Tensor], b: list[Tensor]) -> None:
         """Keep the vectors.
@@ -108,7 +120,7 @@ class BlocksGradient(GroupGradient):
         """
         self._kinds = kinds
         self.each = [_own_gradient(*block) for block in zip(kinds, a, b, strict=True)]
-        self._weights = [abs_square(torch.cat([*x], 1)).sum(1) for x in zip(a, b, strict=True)]
+        self._squares = [[abs_square(x).sum(dim=1) for x in parts] for parts in (a, b)]
         pairs = [torch.stack(x, dim=2) for x in zip(a, b, strict=True)]  # (B, n_i, 2)
         couplings = [
             _Coupling(pair, torch.cat(pairs[i + 1 :], dim=1)) for i, pair in enumerate(pairs[:-1])
@@ -124,27 +136,37 @@ class BlocksGradient(GroupGradient):
         return kind.multiply(e.left(kind.init(c.shape[1], ones)), c, 0)
 
     def max_entry(self) -> Tensor:
-        """Return the largest modulus of an entry."""
-        return _largest([x.max_entry() for x in self._all])
+        """Return the largest modulus of an entry of all."""
+        return self._shared(_largest([x.max_entry() for x in self._all]))
 
     def spectral_norm(self) -> Tensor:
         """Return the largest norm of a block, which those of the diagonal must not pass."""
-        return _largest([x.spectral_norm() for x in self._all])
+        return self._shared(_largest([x.spectral_norm() for x in self._all]))
 
     def frobenius_norm(self) -> Tensor:
         """Return the 2-norm of all entries."""
         norms = [x.frobenius_norm() for x in self._all]
-        norm: Tensor = torch.stack(norms).norm(dim=0)
-        return norm
+        return self._shared(torch.stack(norms).norm(dim=0))
 
     def curvature(self) -> Tensor:
-        """Bound the norm of the part of `T1 + T2` that a row of the pattern sees."""
-        rest = torch.zeros_like(self._weights[-1])
-        sums = []
-        for e, weight in zip(reversed(self.each), reversed(self._weights), strict=True):
-            sums.append(e.curvature() + rest)
-            rest = rest + weight
-        return _largest(sums)
+        """Return a bound for each part.
+
+        Moving `C` by `E` changes `a` by `E a_r` and `b` by `E^H b_i`: rows see `a_r`, the part
+        right of them, and columns every `b_i` above them, all of which move at once.
+        """
+        a, b = self._squares
+        above = torch.zeros_like(b[-1])
+        for x in b[:-1]:
+            above = above + x
+        bounds, right = [], above
+        for x in reversed(a[1:]):
+            right = right + x
+            bounds.append(right)
+        return torch.stack([*(e.curvature() for e in self.each), *reversed(bounds)], dim=1)
+
+    def _shared(self, size: Tensor) -> Tensor:
+        """Return one size (B,) for every part."""
+        return size[:, None].expand(-1, len(self._all))
 
 
 @final

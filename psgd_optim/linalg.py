@@ -147,8 +147,9 @@ def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
     """Bound the spectral norm of Hermitian or skew-Hermitian matrices from below.
 
     A block power iteration from `k` random rows, each first turned towards the row of `a` with
-    the largest norm. Measured on random positive semi-definite matrices up to n = 256, the bound
-    is 0.87 to 1.0 of the norm.
+    the largest norm; never below the largest entry. With 32 rows, the bound is at least 0.84 of the
+    norm up to n = 2048: measured on the worst case that is known, one eigenvalue of 1.15 to 4 with
+    a spread eigenvector among ones. It is 0.87 of it up to n = 512.
 
     Args:
         a: (B, n, n), Hermitian or skew-Hermitian.
@@ -157,21 +158,34 @@ def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
     Returns:
         (B,), real; 0 for a zero matrix.
 
-    Source: design formulas 8.3. Deviation: the matrix is scaled by its largest modulus in both
-    cases, which for a positive semi-definite matrix is its largest diagonal entry.
+    Source: design formulas 8.3. Deviations: the matrix is scaled by its largest modulus in both
+    cases, which for a positive semi-definite matrix is its largest diagonal entry; that entry is
+    a bound too; the row and the noise have equal norms; large matrices take more products.
     """
     tiny = torch.finfo(a.dtype).tiny
-    scale = a.abs().amax(dim=(1, 2)) + tiny  # (B,)
+    peak = a.abs().amax(dim=(1, 2))  # (B,)
+    scale = peak + tiny
     a = a / per_block(scale, a)
     longest = a.norm(dim=2).argmax(dim=1)  # (B,)
-    row = a.take_along_dim(per_block(longest, a), dim=1)  # (B, 1, n)
-    v = row + torch.sgn(start.to(a.dtype) @ row.mH).conj() * start  # (B, k, n)
-    for _ in range(2):
-        v = v @ a
-        v = v / (v.norm(dim=2, keepdim=True) + tiny)
-        v = v @ a
-    bound: Tensor = scale * v.norm(dim=2).amax(dim=1)
+    row = _unit(a.take_along_dim(per_block(longest, a), dim=1))  # (B, 1, n)
+    noise = _unit(start)
+    v = row + torch.sgn(noise.to(a.dtype) @ row.mH).conj() * noise  # (B, k, n)
+    for _ in range(_product_pairs(a.shape[-1])):
+        v = _unit(v @ a) @ a
+    bound: Tensor = torch.maximum(scale * v.norm(dim=2).amax(dim=1), peak)
     return bound
+
+
+def _product_pairs(n: int) -> int:
+    """Return how many pairs of products keep the bound tight for n x n matrices."""
+    # A random row has 1 / sqrt(n) of its norm along any one vector: more of them must make up.
+    return 2 if n <= 64 else 3 if n <= 256 else 4
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return rows (B, k, n) of norm 1; zeros stay."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    return rows / (norms + torch.finfo(rows.dtype).tiny)
 
 
 def hermitian_part(a: Tensor) -> Tensor:

@@ -150,46 +150,81 @@ class IndexMaps(PermutationGroup):
     """
 
     maps: tuple[tuple[int, ...], ...]
-    _table: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
+    _table: Tensor = field(init=False, repr=False, compare=False)
+    # A copy to a device waits for it: one per device is made and kept.
+    _copies: dict[torch.device, Tensor] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         n = len(self.maps[0]) if self.maps else 0
-        group = set(self.maps)
-        if len(group) < len(self.maps):
+        if len(set(self.maps)) < len(self.maps):
             raise ValueError("IndexMaps got the same map twice; give each permutation once.")
-        if tuple(range(n)) not in group:
+        if tuple(range(n)) not in self.maps:
             raise ValueError("IndexMaps got no identity; add the map 0, 1, ..., n - 1.")
-        for one in self.maps:
-            if sorted(one) != list(range(n)):
-                raise ValueError(f"IndexMaps got {one}; give a permutation of 0 to {n - 1}.")
-        for one in self.maps:
-            for other in self.maps:
-                if tuple(other[i] for i in one) not in group:
-                    raise ValueError(
-                        f"IndexMaps got {one} and {other} without their composition; add it."
-                    )
-        reached = [sorted({one[i] for one in self.maps}) for i in range(n)]
-        orbits = [orbit for i, orbit in enumerate(reached) if orbit[0] == i]
-        longest = max(map(len, orbits))
-        table = tuple((*orbit, *(n,) * (longest - len(orbit))) for orbit in orbits)
-        object.__setattr__(self, "_table", table)
+        lengths = [len(one) for one in self.maps]
+        maps = torch.tensor([one if len(one) == n else (0,) * n for one in self.maps])
+        wrong = (maps.sort(dim=1).values != torch.arange(n)).any(dim=1)
+        wrong |= torch.tensor(lengths) != n
+        if bool(wrong.any()):
+            one = self.maps[int(wrong.int().argmax())]
+            raise ValueError(f"IndexMaps got {one}; give a permutation of 0 to {n - 1}.")
+        missing = _missing_composition(maps)
+        if missing is not None:
+            one, other = (self.maps[i] for i in missing)
+            raise ValueError(f"IndexMaps got {one} and {other} without their composition; add it.")
+        object.__setattr__(self, "_table", _table_of_orbits(maps))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_copies": {}}
 
     def order(self, n: int) -> int:
         """Return the length of the longest orbit."""
-        return len(self._table[0])
+        return self._table.shape[1]
 
     def orbits(self, n: int, device: torch.device | None = None) -> Tensor:
-        """Return the orbits under the maps."""
+        """Return the orbits under the maps; the same tensor for every call with a device."""
         size = len(self.maps[0])
         if n != size:
             raise ValueError(
                 f"IndexMaps for {size} entries got a parameter of {n}; give maps of that size."
             )
-        return torch.tensor(self._table, device=device)
+        if device is None or device == self._table.device:
+            return self._table
+        if device not in self._copies:
+            self._copies[device] = self._table.to(device)
+        return self._copies[device]
 
     def describe(self) -> str:
         """Return e.g. `6 maps`."""
         return f"{len(self.maps)} maps"
+
+
+def _missing_composition(maps: Tensor) -> tuple[int, int] | None:
+    """Return the numbers of two permutations (m, n) whose composition is not there, if any."""
+    m, n = maps.shape
+    # Compositions are looked up by a random sum, and compared as a whole.
+    weights = torch.randint(2**62, (n,), generator=torch.Generator().manual_seed(0))
+    keys, places = (maps * weights).sum(dim=1).sort()  # overflow wraps around
+    for i, one in enumerate(maps):
+        composed = maps[:, one]  # (m, n)
+        nearest = torch.searchsorted(keys, (composed * weights).sum(dim=1)).clamp(max=m - 1)
+        found = (maps[places[nearest]] == composed).all(dim=1)
+        if not bool(found.all()):
+            return i, int(found.int().argmin())
+    return None
+
+
+def _table_of_orbits(maps: Tensor) -> Tensor:
+    """Return the orbits of a group's permutations (m, n), one per row, filled up with `n`."""
+    n = maps.shape[1]
+    first = maps.amin(dim=0)  # of the orbit of each entry
+    entries = first.argsort(stable=True)
+    _, rows, lengths = torch.unique(first, return_inverse=True, return_counts=True)
+    columns = torch.arange(n) - (lengths.cumsum(0) - lengths)[rows[entries]]
+    table = torch.full((len(lengths), int(lengths.max())), n)
+    table[rows[entries], columns] = entries
+    return table
 
 
 def _check_multiple(group: str, n: int, size: int) -> None:

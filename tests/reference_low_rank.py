@@ -54,13 +54,13 @@ def follow(bound: Tensor | float, size: float, beta: float = 0.9) -> float:
 def sparse_lu_update(
     lower: Tensor,
     upper: Tensor,
-    bounds: tuple[float, float],
+    bounds: tuple[Tensor, Tensor],
     h: Tensor,
     v: Tensor,
     rate: float,
     rank: int,
-) -> tuple[Tensor, float, float]:
-    """Return `Q = L U` and both bounds after one update."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `Q = L U` and the bounds of both, of columns and of tail, after one update."""
     aa, bb, ph, vw = pairs(lower @ upper, h, v)
     mask, eye = arrow_mask(len(h), rank), torch.eye(len(h), dtype=h.dtype)
     grown = []
@@ -68,10 +68,15 @@ def sparse_lu_update(
         columns = float(first[:, :rank].norm() + second[:, :rank].norm())
         rest = (first.diag().real.abs() + second.diag().real.abs())[rank:]
         tail = float(rest.max()) if len(rest) else 0.0
-        grown.append(follow(bound, (columns**2 + tail**2) ** 0.5))
-    lower = (eye - rate / grown[0] * cut(aa - bb, mask)) @ lower
-    upper = upper @ (eye - rate / grown[1] * cut(ph - vw, mask.mT))
-    return lower @ upper, grown[0], grown[1]
+        grown.append([follow(bound[0], columns), follow(bound[1], tail)])
+    # Columns of L and rows of U move by the first bound, the rest of the diagonals by the second.
+    steps = [
+        torch.tensor([rate / (c if j < rank else t) for j in range(len(h))], dtype=torch.float64)
+        for c, t in grown
+    ]
+    lower = (eye - cut(aa - bb, mask) * steps[0]) @ lower
+    upper = upper @ (eye - cut(ph - vw, mask.mT) * steps[1][:, None])
+    return lower @ upper, *(torch.tensor(x, dtype=torch.float64) for x in grown)
 
 
 def balance(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,21 +23,24 @@ class BlockTriangular(Preconditioner):
 
     Any number of blocks: composing `[A C; 0 B]` with a `B`, or an `A`, of that kind again gives
     this form with one block more. State: `q{i}`, the diagonal block `i` as its kind stores it;
-    `c{i}`, (B, n_i, rest), all that stands to the right of it; and `l`, (B,), the divisor of the
-    one step. A parameter that ends before a split has no blocks after it.
+    `c{i}`, (B, n_i, rest), all that stands to the right of it; and `l`, (B, 2 blocks - 1), the
+    divisors of the steps of every `q{i}`, then of every `c{i}`. A parameter that ends before a
+    split has no blocks after it.
 
     Args:
         kinds: The group of each diagonal block. The default is the arrow of limited memory, a
             small triangle that sees everything and a diagonal for the rest; with a diagonal before
             the last entry, `kinds=(DIAGONAL, GENERAL), splits=(-1,)`, it is a normalisation.
         splits: Where the blocks after the first begin, counted from the end if negative.
-        normaliser: What divides the step size.
+        normaliser: What divides the step sizes: `LipschitzEMA` each by a bound of its own, the
+            others all by one size, the largest of a block.
         dtype: The dtype of the blocks; `None` is the parameters' dtype, at least single precision.
 
     Raises:
         ValueError: If there is not one split between any two kinds, in order.
 
-    Source: S1 (21); algorithms 4.11. Deviation: a Lipschitz bound divides the step by default.
+    Source: S1 (21); algorithms 4.11. Deviation: Lipschitz bounds divide the steps by default, and
+    then not one for all blocks.
     """
 
     kinds: tuple[Factor, ...] = (TRIANGULAR, DIAGONAL)
@@ -84,21 +87,24 @@ class BlockTriangular(Preconditioner):
         """Return `Q = scale * I`."""
         scale = scale.to(like.device, state_dtype(like, self.dtype))
         rest, state = torch.Size(shape).numel(), {}
-        for i, (kind, n) in enumerate(self._plan(rest)):
+        plan = self._plan(rest)
+        for i, (kind, n) in enumerate(plan):
             rest -= n
             state[f"q{i}"] = kind.init(n, scale)
             if rest:
                 state[f"c{i}"] = scale.new_zeros(len(scale), n, rest)
-        return {**state, "l": torch.zeros_like(lift(scale.real))}
+        bound = torch.zeros_like(lift(scale.real))
+        return {**state, "l": bound[:, None].repeat(1, 2 * len(plan) - 1)}
 
     def draw(self, state: State, generator: torch.Generator) -> State:
         """Return nothing: an update needs no random numbers."""
         return {}
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
-        """Take `Q <- (I - rate / L E) Q`; keeps every diagonal block invertible for rates below 1.
+        """Take `Q <- (I - E) Q`; keeps every diagonal block invertible for rates below 1.
 
-        `E` is `a a^H - b b^H`, cut to the pattern, with `a = Q h`, `b = Q^-H v`.
+        `E` is `a a^H - b b^H`, cut to the pattern, with `a = Q h`, `b = Q^-H v`, and each part of
+        it times `rate / L` for its own bound `L`.
 
         Args:
             state: The state to change.
@@ -115,14 +121,13 @@ class BlockTriangular(Preconditioner):
         a, b = q.multiply(h), q.solve_adjoint(probe.v.flatten(1).to(h.dtype))
         gradient = BlocksGradient(q.kinds, q.parts(a), q.parts(b))
         bound = self.normaliser.grow(state["l"], gradient)
-        step = (rate / bound).to(h.real.dtype)
+        rates = torch.as_tensor(rate, dtype=bound.dtype, device=bound.device)
+        steps = (rates.view(-1, 1) / bound).to(h.real.dtype)
         # A sample too large for its square says nothing: its row stays as it is.
-        safe = bound.isfinite()
-        for name, direction in q.directions(gradient, a, b).items():
-            old = state[name].to(h.dtype)
-            new = old - per_block(step, old) * direction
-            state[name].copy_(torch.where(per_block(safe, old), new, old))
-        state["l"].copy_(torch.where(safe, bound, state["l"]))
+        safe = bound.isfinite().all(dim=1)
+        for name, new in q.moved(gradient, steps, a, b).items():
+            state[name].copy_(torch.where(per_block(safe, new), new, state[name].to(h.dtype)))
+        state["l"].copy_(torch.where(safe[:, None], bound, state["l"]))
 
     def _blocks(self, state: State, x: Tensor) -> tuple[BlockMatrix, Tensor]:
         """Return the blocks, and `x` flattened, in the dtype to compute in."""

@@ -20,21 +20,22 @@ class SparseLU(Preconditioner):
 
     Takes O(r N) memory and time; with rank 0 it has the fixed points of `Diagonal`, with rank `N`
     those of a dense form. State: `lower_columns`, `lower_tail` of `L`; `upper_columns`,
-    `upper_tail` of `U^H`; the step's bounds `l_lower` and `l_upper`, (B,). Diagonals are real and
-    positive, tails are stored as real numbers.
+    `upper_tail` of `U^H`; the steps' bounds `l_lower` and `l_upper`, (B, 2), of columns and tail.
+    Diagonals are real and positive, tails are stored as real numbers.
 
     Args:
         rank: `r`, the number of full columns, at least 0; smaller parameters use their size.
-        normaliser: What divides the step size; `L` and `U` have a divisor each.
+        normaliser: What divides the step size, separately for `L` and `U`: `LipschitzEMA` the
+            columns' and the tail's each by a bound of its own, the others both by one size.
         dtype: The factors' real dtype; `None` is the parameters' dtype, at least single precision.
             Updates compute in single precision or better.
 
     Raises:
         ValueError: If `rank` is negative.
 
-    Source: S0 III.B.3 and C.4, algorithms 4.4. Deviations: the divisor is a Lipschitz bound, not
-    the largest entry; `L` and `U` are balanced by powers of two, after the update; complex
-    parameters are allowed, with a real diagonal.
+    Source: S0 III.B.3 and C.4, algorithms 4.4. Deviations: the divisors are Lipschitz bounds, not
+    the largest entry, and columns and tail have one each; `L` and `U` are balanced by powers of
+    two, after the update; complex parameters are allowed, with a real diagonal.
     """
 
     rank: int = 10
@@ -69,7 +70,7 @@ class SparseLU(Preconditioner):
         for factor in ("lower", "upper"):
             state[f"{factor}_columns"] = per_block(share, eye[None]) * eye
             state[f"{factor}_tail"] = share.real[:, None].repeat(1, n - r)
-            state[f"l_{factor}"] = torch.zeros_like(lift(share.real))
+            state[f"l_{factor}"] = torch.zeros_like(lift(share.real))[:, None].repeat(1, 2)
         return state
 
     def draw(self, state: State, generator: torch.Generator) -> State:
@@ -98,17 +99,18 @@ class SparseLU(Preconditioner):
             for name, gradient in zip(_FACTORS, gradients, strict=True)
         ]
         # A sample too large for its squares says nothing: its row stays as it is.
-        safe = bounds[0].isfinite() & bounds[1].isfinite()
+        safe = torch.cat(bounds, dim=1).isfinite().all(dim=1)
+        rates = torch.as_tensor(rate, dtype=bounds[0].dtype, device=bounds[0].device).view(-1, 1)
         moved = _balance(
             *(
-                arrow.moved(gradient, rate / bound)
+                arrow.moved(gradient, (rates / bound).to(arrow.tail.dtype))
                 for arrow, gradient, bound in zip((lower, upper), gradients, bounds, strict=True)
             )
         )
         for name, new, old, bound in zip(_FACTORS, moved, (lower, upper), bounds, strict=True):
             for part, x, y in zip(("columns", "tail"), new, old, strict=True):
                 state[f"{name}_{part}"].copy_(torch.where(per_block(safe, x), x, y))
-            state[f"l_{name}"].copy_(torch.where(safe, bound, state[f"l_{name}"]))
+            state[f"l_{name}"].copy_(torch.where(safe[:, None], bound, state[f"l_{name}"]))
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `P x = U^H L^H L U x`, in O(r N)."""

@@ -105,7 +105,7 @@ class TouchedRows(SparseForm):
         return self._kron.draw(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
-        """Fit the factors to a sample of all rows; keeps det(Q) > 0 for rates up to 0.87."""
+        """Fit the factors to a sample of all rows; keeps det(Q) > 0 for rates up to 0.84."""
         self._fit(state, probe, draws, rate, None)
 
     def apply(self, state: State, x: Tensor) -> Tensor:

@@ -45,6 +45,24 @@ def test_the_norm_bound_is_tight_from_below(n: int, kind: str, dtype: torch.dtyp
     assert bool((ratio >= 0.8).all())
 
 
+@pytest.mark.parametrize("n", [64, 256, 512])
+def test_the_norm_bound_finds_a_spread_eigenvector_among_ones(n: int) -> None:
+    """The worst case known: no entry and no row tells of the largest eigenvalue."""
+    u = stack((n, 1), 5, torch.float32)
+    u = u / u.norm(dim=1, keepdim=True)
+    for size in (1.15, 1.25, 1.5, 2.0):
+        a = torch.eye(n) + (size - 1) * u @ u.mT
+        ratio = linalg.spectral_norm_bound(a, stack((32, n), 6, torch.float32)) / size
+        assert bool((ratio <= 1 + 1e-5).all())
+        assert bool((ratio >= 0.84).all())
+
+
+def test_the_norm_bound_is_at_least_the_largest_entry() -> None:
+    a = torch.linspace(0.9, 1.0, 8).diag()[None]  # a power iteration cannot part these
+    bound = linalg.spectral_norm_bound(a, stack((2, 8), 2, torch.float32)[:1])
+    assert float(bound) >= 1.0
+
+
 def test_the_norm_bound_of_zero_is_zero() -> None:
     bound = linalg.spectral_norm_bound(torch.zeros(2, 5, 5), stack((32, 5), 0, torch.float32))
     torch.testing.assert_close(bound, torch.zeros(2))

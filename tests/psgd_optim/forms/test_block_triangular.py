@@ -49,20 +49,31 @@ def pattern(form: BlockTriangular, n: int) -> Tensor:
     return mask
 
 
-def curvature(form: BlockTriangular, q: Tensor, h: Tensor, v: Tensor) -> float:
-    """Return the largest sum of |a|^2 + |b|^2 over what a row of the pattern multiplies."""
-    a, b = reference_group.vectors(q, h, v)
-    weight = a.abs() ** 2 + b.abs() ** 2
-    sums = []
-    for kind, place in blocks(form, len(h)):
-        own, rest = weight[place], weight[place.stop :].sum()
+def curvatures(form: BlockTriangular, q: Tensor, h: Tensor, v: Tensor) -> Tensor:
+    """Return the bound of each diagonal block, then of what is right of each but the last."""
+    a, b = (x.abs() ** 2 for x in reference_group.vectors(q, h, v))
+    own, right, places = [], [], blocks(form, len(h))
+    for kind, place in places:
+        weight = (a + b)[place]
         if kind is DIAGONAL:
-            sums.append(own.max() + rest)
+            own.append(weight.max())
         elif kind is NORMALISATION:
-            sums.append(own[-1] + own[:-1].max() + rest)
+            own.append(weight[-1] + weight[:-1].max())
         else:
-            sums.append(own.sum() + rest)
-    return float(max(sums))
+            own.append(weight.sum())
+        if place.stop < len(h):
+            right.append(a[place.stop :].sum() + b[: places[-1][1].start].sum())
+    return torch.stack(own + right)
+
+
+def spread(form: BlockTriangular, values: Tensor, n: int) -> Tensor:
+    """Return the number of every part at each of its places in `Q`, (n, n)."""
+    places, matrix = blocks(form, n), torch.ones(n, n, dtype=values.dtype)
+    for i, (_, place) in enumerate(places):
+        matrix[place, place] = values[i]
+        if place.stop < n:
+            matrix[place, place.stop :] = values[len(places) + i]
+    return matrix
 
 
 def member(form: BlockTriangular, n: int, dtype: torch.dtype, rng: torch.Generator) -> Tensor:
@@ -102,10 +113,11 @@ class TestArrow(FormContract):
         q = self.make().to_dense(state)[row].to(probe.h.dtype)
         assert probe.v is not None
         h, v = probe.h[row].flatten(), probe.v[row].flatten()
-        bound = curvature(self.form, q, h, v)
-        bound = max(0.9 * float(state["l"][row]) + 0.1 * bound, bound)
+        bound = curvatures(self.form, q, h, v)
+        bound = torch.maximum(0.9 * state["l"][row] + 0.1 * bound, bound)
         e = reference_group.group_gradient(q, h, v, pattern(self.form, len(h)))
-        return {"dense": q - rate / bound * e @ q, "l": bound}
+        e = rate / spread(self.form, bound, len(h)) * e
+        return {"dense": q - e @ q, "l": bound}
 
     def expected_numel(self, shape: tuple[int, ...]) -> int:
         return int(pattern(self.form, torch.Size(shape).numel()).sum())
@@ -153,8 +165,8 @@ class TestEveryComposition:
         after = form.to_dense(state)
         for row in range(B):
             e = reference_group.group_gradient(before[row], h[row], v[row], pattern(form, N))
-            size = curvature(form, before[row], h[row], v[row])
-            expected = before[row] - 0.3 / size * e @ before[row]
+            size = spread(form, curvatures(form, before[row], h[row], v[row]), N)
+            expected = before[row] - (0.3 / size * e) @ before[row]
             torch.testing.assert_close(after[row], expected, rtol=1e-10, atol=1e-12)
 
     def test_p1_the_gradient_is_the_slope_along_every_direction_of_the_group(
@@ -164,8 +176,8 @@ class TestEveryComposition:
         state, (probe, h, v) = random_state(form, N), pair(N, REAL, 5)
         q = form.to_dense(state)
         form.update(state, probe, {}, 0.1)
-        step = 0.1 / state["l"][:, None, None]
-        e = (q - form.to_dense(state)) @ torch.linalg.inv(q) / step
+        e = (q - form.to_dense(state)) @ torch.linalg.inv(q) / 0.1
+        e = torch.stack([spread(form, state["l"][i], N) * e[i] for i in range(B)])
         scale, mask = float(e[0].abs().max()), pattern(form, N)
         for i, j in mask.nonzero().tolist():
             direction = torch.zeros(N, N, dtype=REAL)
@@ -238,12 +250,12 @@ def test_one_step_is_divided_by_the_largest_size_of_a_block(
             size = sum(float(x.abs().square().sum()) for x in parts) ** 0.5
         else:
             size = max(float(torch.linalg.matrix_norm(x, 2)) for x in parts)
-        assert float(state["l"][row]) == pytest.approx(size, rel=1e-9)
+        assert state["l"][row].tolist() == pytest.approx([size] * state["l"].shape[1], rel=1e-9)
 
 
-@pytest.mark.parametrize("normaliser", [MaxEntry(), LipschitzEMA()])
-def test_p14_blocks_of_one_are_the_triangular_group(normaliser: Normaliser) -> None:
-    n, full = N, torch.ones(N, N).triu().bool()
+def test_p14_blocks_of_one_are_the_triangular_group() -> None:
+    """With one step for all; bounds of the curvature are each block's own."""
+    n, full, normaliser = N, torch.ones(N, N).triu().bool(), MaxEntry()
     ones = BlockTriangular(kinds=(DIAGONAL,) * n, splits=tuple(range(1, n)), normaliser=normaliser)
     state = ones.init((n,), torch.ones(B), torch.empty(0, dtype=REAL))
     q, bounds = torch.eye(n, dtype=REAL).repeat(B, 1, 1), torch.zeros(B, dtype=REAL)
@@ -268,16 +280,59 @@ def test_p14_blocks_of_one_are_the_triangular_group(normaliser: Normaliser) -> N
 def test_p14_triangles_compose_to_a_triangle(
     kinds: tuple[tuple[Factor, ...], tuple[int, ...]],
 ) -> None:
-    composed = BlockTriangular(kinds=kinds[0], splits=kinds[1])
-    whole = BlockTriangular(kinds=(TRIANGULAR,), splits=())
+    one_step = MaxEntry()
+    composed = BlockTriangular(kinds=kinds[0], splits=kinds[1], normaliser=one_step)
+    whole = BlockTriangular(kinds=(TRIANGULAR,), splits=(), normaliser=one_step)
     first, second = (f.to_dense(random_state(f, N)) for f in (composed, whole))
     torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
 
 
 def test_a_diagonal_and_a_last_entry_are_the_normalisation_factor() -> None:
-    composed, whole = FORMS["normalisation"], BlockTriangular(kinds=(NORMALISATION,), splits=())
+    kinds, one_step = (DIAGONAL, GENERAL), MaxEntry()
+    composed = BlockTriangular(kinds=kinds, splits=(-1,), normaliser=one_step)
+    whole = BlockTriangular(kinds=(NORMALISATION,), splits=(), normaliser=one_step)
     first, second = (f.to_dense(random_state(f, N)) for f in (composed, whole))
     torch.testing.assert_close(first, second, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("splits", [tuple(range(1, 6)), (2, -2), ()])
+def test_p14_triangles_with_steps_of_their_own_tend_to_the_same_factor(
+    splits: tuple[int, ...],
+) -> None:
+    """The trajectories differ from the whole triangle's, the Cholesky factor does not."""
+    n, rng = 6, generator(3)
+    form = BlockTriangular(kinds=(TRIANGULAR,) * (len(splits) + 1), splits=splits)
+    wanted = member(BlockTriangular(kinds=(TRIANGULAR,), splits=()), n, REAL, rng)
+    hessian = torch.linalg.inv(wanted.mT @ wanted)
+    state = form.init((n,), torch.ones(B), torch.empty(0, dtype=REAL))
+    for t in range(1000):
+        v = torch.randn(B, n, generator=rng, dtype=REAL)
+        form.update(state, Probe(h=v @ hessian, v=v), {}, 0.9 * (1 - t / 1000))
+    found = form.to_dense(state)
+    torch.testing.assert_close(found, wanted.expand(B, -1, -1), rtol=0, atol=1e-6)
+
+
+def test_a_long_diagonal_fits_whatever_the_length_of_the_rows_above() -> None:
+    """Measured 0.003, and 0.009 for a diagonal alone; one bound for all blocks left 0.67."""
+    n, rng = 1000, generator(0)
+    curvature = torch.logspace(-1, 1, n)[torch.randperm(n, generator=rng)]
+    form = BlockTriangular()
+    state = form.init((n,), torch.full((1,), 0.4), torch.empty(0))
+    for t in range(1000):
+        v = torch.randn(1, n, generator=rng)
+        form.update(state, Probe(h=curvature * v, v=v), {}, max(0.02, 0.7 * 0.997**t))
+    p = form.to_dense(state)[0].square().sum(dim=0)
+    assert float((p * curvature)[10:].log10().abs().median()) < 0.02
+
+
+def test_separate_steps_are_stable_where_a_shift_is_long() -> None:
+    form, n, rng = FORMS["normalisation"], 300, generator(0)
+    state = form.init((n,), torch.ones(1), torch.empty(0, dtype=REAL))
+    for _ in range(300):
+        v = torch.randn(1, n, generator=rng, dtype=REAL)
+        form.update(state, Probe(h=v, v=v), {}, 0.9)
+    eye = torch.eye(n, dtype=REAL)
+    torch.testing.assert_close(form.to_dense(state)[0], eye, rtol=0, atol=0.05)
 
 
 def test_a_short_parameter_has_fewer_blocks() -> None:

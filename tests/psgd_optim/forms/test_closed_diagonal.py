@@ -27,7 +27,7 @@ class TestClosedDiagonal(FormContract):
         h2 = keep * state["h2"][row] + (1 - keep) * probe.h[row].abs() ** 2
         v2 = torch.ones_like(h2) if probe.v is None else probe.v[row].abs() ** 2
         v2 = keep * state["v2"][row] + (1 - keep) * v2
-        root = (v2 / (h2 + 1e-9)).sqrt().sqrt()
+        root = (v2 / (h2 + 1e-18)).sqrt().sqrt()
         return {"dense": root.flatten().diag(), "updates": t + 1}
 
     def expected_numel(self, shape: tuple[int, ...]) -> int:
@@ -68,8 +68,7 @@ class TestClosedDiagonal(FormContract):
             form.update(state, Probe(h=h), {}, 0.1)
         p = form.to_dense(state)[0].diagonal().square()
         wanted = samples[:, 0].square().mean(dim=0).rsqrt()
-        # Exact but for rounding and eps, which is 5e-6 of the smallest squared scale.
-        torch.testing.assert_close(p, wanted, rtol=1e-5, atol=0)
+        torch.testing.assert_close(p, wanted)
         torch.testing.assert_close(p * scales, torch.ones_like(p), rtol=0.08, atol=0)
 
 
@@ -110,6 +109,14 @@ def test_eps_bounds_p_where_gradients_vanish() -> None:
     form.update(state, Probe(h=torch.zeros(1, 3, dtype=REAL)), {}, 0.1)
     x = torch.ones(1, 3, dtype=REAL)
     torch.testing.assert_close(form.apply(state, x), 100 * x)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0])
+def test_gradients_of_any_usual_size_are_whitened(size: float) -> None:
+    form, h = ClosedDiagonal(), torch.full((1, 3), size)
+    state = form.init((3,), torch.ones(1), torch.empty(0))
+    form.update(state, Probe(h=h), {}, 0.1)
+    torch.testing.assert_close(form.apply(state, h), torch.ones(1, 3))
 
 
 @pytest.mark.parametrize("settings", [{"beta": -0.1}, {"beta": 1.1}, {"eps": 0.0}, {"eps": -1.0}])

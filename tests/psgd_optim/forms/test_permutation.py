@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -292,6 +295,38 @@ def test_orbits_of_different_length_are_filled_up() -> None:
         torch.testing.assert_close(form.to_dense(state)[row], before[row] - step * e @ before[row])
 
 
+def test_index_maps_are_made_into_a_tensor_once_per_device() -> None:
+    group = IndexMaps(maps=((0, 1, 2), (2, 1, 0)))
+    for device in (torch.device("cpu"), torch.device("meta")):
+        assert group.orbits(3, device) is group.orbits(3, device)
+        assert group.orbits(3, device).device == device
+    for again in (copy.deepcopy(group), pickle.loads(pickle.dumps(group))):
+        assert again == group
+        assert hash(again) == hash(group)
+        assert again.orbits(3, torch.device("meta")).shape == (2, 2)
+        assert again.orbits(3).tolist() == [[0, 2], [1, 3]]
+
+
+def test_an_update_with_index_maps_is_one_graph() -> None:
+    form = Permutation(group=IndexMaps(maps=((0, 1, 2, 3), (1, 0, 2, 3))))
+    states = [form.init((4,), torch.ones(B), torch.empty(0, dtype=REAL)) for _ in range(2)]
+    torch.compiler.reset()
+    compiled = torch.compile(form.update, fullgraph=True, backend="eager")
+    for seed in range(3):
+        probe = pair((4,), REAL, generator(seed))
+        form.update(states[0], probe, {}, 0.3)
+        compiled(states[1], probe, {}, 0.3)
+    torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
+
+
+def test_a_large_group_of_index_maps_with_a_fixed_entry() -> None:
+    n = 250
+    maps = [(*((i + k) % n for i in range(n)), n) for k in range(n)]
+    assert IndexMaps(maps=tuple(maps)).orbits(n + 1).tolist()[1] == [n] + [n + 1] * (n - 1)
+    with pytest.raises(ValueError, match="composition"):
+        IndexMaps(maps=tuple(maps[:-1]))
+
+
 @pytest.mark.parametrize(
     ("group", "n"),
     [(BUTTERFLY, 7), (KLEIN, 6), (Cyclic(size=3), 8), (IndexMaps(maps=((0, 1),)), 3)],
@@ -308,6 +343,7 @@ def test_a_size_that_the_group_cannot_act_on_is_refused(group: PermutationGroup,
         (((1, 0),), "no identity"),
         (((0, 1), (0, 1)), "twice"),
         (((0, 1), (0, 0)), "permutation of 0 to 1"),
+        (((0, 1), (0,)), "permutation of 0 to 1"),
         (((0, 1, 2), (1, 2, 0)), "composition"),
     ],
 )
