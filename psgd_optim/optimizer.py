@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,12 @@ from psgd_optim.groups import (
 )
 from psgd_optim.noise import noise_generator, normal_like
 from psgd_optim.scope import Scope
-from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_clock, saved_rows
+from psgd_optim.state_io import (
+    CLOCK,
+    clock_tensor,
+    saved_clock,
+    saved_rows,
+)
 from psgd_optim.store import BlockStore
 from psgd_optim.summary import check_memory, summarise
 
@@ -191,7 +196,7 @@ class PSGD(torch.optim.Optimizer):
                     "calls backward()."
                 )
         if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
-            self._store.add(self._new_blocks({}))
+            self._store.add(self._store.made(self._arranged, {}))
             self._show_state()
         self._take_step(rate, pairs)
         self._step += 1
@@ -291,24 +296,9 @@ class PSGD(torch.optim.Optimizer):
             for group, parts in groups
         ]
 
-    def _new_blocks(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> list[list[Block]]:
-        """Return blocks, by group, for the parameters that need one and have none yet.
-
-        Args:
-            saved: State to start from where there is some.
-
-        Returns:
-            Blocks of what can be trained now, has a gradient, or has saved state.
-        """
-        store = self._store
-        new = self._arranged(lambda p: store.is_new(p) or (p in saved and p not in store.placed))
-        for block in itertools.chain.from_iterable(new):
-            restore_rows(block, saved)
-        return new
-
     def _show_state(self) -> None:
         """Make `state` the rows of the stacks again, whoever replaced them."""
-        rows = self._store.rows()
+        rows = self._store.rows(list(self._parameters()))
         if rows:
             first = next(p for p in self._parameters() if p in rows)
             rows[first][CLOCK] = clock_tensor(self._seed, self._step)
@@ -360,7 +350,7 @@ class PSGD(torch.optim.Optimizer):
                     f"{mine['layout']}; build it with the form it had then."
                 )
         self._store = BlockStore(len(self.param_groups))
-        return (self._new_blocks(saved) if saved else self._store.groups), clock
+        return (self._store.made(self._arranged, saved) if saved else self._store.groups), clock
 
     def _restart(self, blocks: list[list[Block]], clock: tuple[int, int]) -> None:
         """Go on from these blocks."""
@@ -383,7 +373,7 @@ class PSGD(torch.optim.Optimizer):
         if "_group_parts" in state:
             self._store = BlockStore(len(self.param_groups))
             rows = dict(self.state)
-            blocks = self._new_blocks(rows) if rows else self._store.groups
+            blocks = self._store.made(self._arranged, rows) if rows else self._store.groups
             self._restart(blocks, (self._seed, self._step))
 
     def metrics(self) -> dict[str, Tensor]:

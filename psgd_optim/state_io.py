@@ -15,6 +15,9 @@ from psgd_optim.blocks import Block
 CLOCK = "clock"
 """State entry of the first parameter: (2,) int64 on the CPU, the random seed and the step."""
 
+STACK = "stack"
+"""State entry of every row: 0-D int64 on the CPU, which parameter comes first in its stack."""
+
 
 def saved_rows(
     state_dict: Mapping[str, Any], params: Iterable[Tensor]
@@ -49,7 +52,7 @@ def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> 
         theirs = {
             name: x
             for name, x in saved[param].items()
-            if name != CLOCK and name.startswith(block.view.prefix)
+            if name not in (CLOCK, STACK) and name.startswith(block.view.prefix)
         }
         found, expected = _layout(theirs), _layout(row)
         if found != expected:
@@ -83,6 +86,18 @@ def saved_clock(saved: Mapping[Tensor, Mapping[str, Tensor]]) -> tuple[int, int]
             seed, step = state[CLOCK].tolist()
             return int(seed), int(step)
     raise ValueError("The saved state has no clock entry; load what PSGD.state_dict() returned.")
+
+
+def saved_stacks(saved: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[Tensor, int]:
+    """Return which stack each parameter was in, so that its noise goes on as it would have.
+
+    Args:
+        saved: From `saved_rows`.
+
+    Returns:
+        The place of the stack's first parameter, where the state has one.
+    """
+    return {p: int(state[STACK]) for p, state in saved.items() if STACK in state}
 
 
 def clock_tensor(seed: int, step: int) -> Tensor:
