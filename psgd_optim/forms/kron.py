@@ -43,7 +43,8 @@ class Kron(Preconditioner):
         normaliser: What divides the step size. `MaxEntry` is for plans without full matrices, whose
             norm may be many times their largest entry.
         dtype: The factors' real dtype, e.g. `torch.bfloat16`; `None` is the parameters' dtype,
-            at least single precision. Updates compute in single precision or better.
+            at least single precision. Updates compute in single precision or better; in bfloat16
+            the rounding of heavy-tailed fits may flip the sign of det(Q), which does P no harm.
 
     Raises:
         ValueError: If `max_size` or `max_skew` is negative, or not the default beside a plan; if
