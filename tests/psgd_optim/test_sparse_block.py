@@ -318,7 +318,8 @@ def test_bfloat16_rows_follow_single_precision() -> None:
     for weight in weights:
         optimizer = PSGD([weight], form=TouchedRows(), lr=0.05)
         run(optimizer, weight)
-        dtypes = {x.dtype for name, x in optimizer.state[weight].items() if name not in ("clock", "stack")}
+        state = optimizer.state[weight]
+        dtypes = {x.dtype for name, x in state.items() if name not in ("clock", "stack")}
         assert dtypes == {torch.float32}
     # A step rounds to 8 bits, the gradients too, at entries of about 1.
     torch.testing.assert_close(weights[0].float(), weights[1], rtol=0.02, atol=0.02)
