@@ -53,7 +53,7 @@ class FormContract:
     newton_steps = 400
     first_order_steps = 400
     whitening_steps = 1500
-    wrong_steps = 150  # away from the fit, that errors grow without end
+    wrong_steps = 100  # away from the fit, that errors grow without end
 
     # Shapes of the fits and of the heavy tails, for a form that is not for every order.
     fit_shapes: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
@@ -261,7 +261,7 @@ class FormContract:
         form, rng = self.make(), generator(4)
         for shape in self.tail_shapes:
             state = self.fresh(shape)
-            for _ in range(300):
+            for _ in range(200):
                 z = torch.randn(B, *shape, generator=rng, dtype=REAL)
                 tail = torch.randn(B, *shape, generator=rng, dtype=REAL).abs() + 1e-3
                 power = 10 ** (4 * torch.rand((), generator=rng, dtype=REAL) - 2)
@@ -338,7 +338,6 @@ class FormContract:
             return form.apply(state, probe.h)
 
         rate = torch.tensor(0.4, dtype=REAL)
-        torch.compiler.reset()  # graphs of other forms count against this function's limit
         compiled = torch.compile(step, fullgraph=True, backend="eager")
         first, second = compiled(state, probe, draws, rate), step(eager, probe, draws, rate)
         torch.testing.assert_close((first, state), (second, eager), rtol=0, atol=0)

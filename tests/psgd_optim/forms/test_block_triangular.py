@@ -143,6 +143,8 @@ class TestArrow(FormContract):
 class TestNormalisation(TestArrow):
     """The input side of scaling and normalisation: a diagonal, and a last entry seen by all."""
 
+    newton_steps = 400
+
     form = BlockTriangular(kinds=(DIAGONAL, GENERAL), splits=(-1,))
 
     def stored(self, state: State) -> int:

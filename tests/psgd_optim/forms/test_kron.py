@@ -121,7 +121,6 @@ class GeometryContract(KronContract):
     max_skew = math.inf
     shapes = ((5, 4), (7,), (3, 2, 2))
     tail_shapes = ((4, 3),)
-    newton_steps = 500  # measured 6e-8 at most, in EQ and QEP; 1e-12 in the others
     fit_shapes = ((4, 3),)
 
 
@@ -129,10 +128,12 @@ class TestKronEQ(GeometryContract):
     """GL(n) on every axis."""
 
     geometry = EQ
+    newton_steps = 500  # measured 4e-7
 
 
 class TestKronQEP(GeometryContract):
     geometry = QEP
+    newton_steps = 500  # measured 9e-8
 
 
 class TestKronQEQ(GeometryContract):
@@ -161,7 +162,8 @@ class PlanContract(KronContract):
     """The plans for matrices, under the group product."""
 
     geometry = EQ
-    newton_steps = 850  # measured 3e-7 at most
+    newton_steps = 600
+    fit_error = 1e-4  # measured 3e-5 at most, and 4e-7 after 850 updates
     shapes = ((5, 4), (2, 3), (2, 1))
     fit_shapes = ((4, 3),)
     tail_shapes = ((4, 3),)
@@ -205,7 +207,7 @@ def test_one_dense_axis_fits_any_covariance() -> None:
     basis = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=REAL))[0]
     curvatures = torch.tensor([-2.0, -0.5, 1.0, 3.0], dtype=REAL)
     hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    steps = 2000
+    steps = 3000
     for t in range(steps):
         v = torch.randn(1, 4, generator=rng, dtype=REAL)
         rate = 0.2 * 0.003 ** (t / steps)

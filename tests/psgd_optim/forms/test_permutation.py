@@ -181,7 +181,7 @@ class TestEveryGroup:
         )
         p = member.mT @ member
         state = form.init((N,), torch.ones(1), torch.empty(0, dtype=REAL))
-        steps = 900
+        steps = 1500 if name == "all" else 700  # measured 4e-5 and 5e-6
         for t in range(steps):
             v = torch.randn(1, N, generator=rng, dtype=REAL)
             h = torch.linalg.solve(p, v[0])[None]
