@@ -199,7 +199,7 @@ def test_p1_a_small_step_falls_by_the_slope_of_the_criterion(
 
 @pytest.mark.parametrize("geometry", [EQ, QUAD])
 def test_a_full_matrix_is_not_stepped_by_its_largest_entry(geometry: Geometry) -> None:
-    with pytest.raises(ValueError, match="MaxEntry with a General factor, whose norm"):
+    with pytest.raises(ValueError, match="MaxEntry with a dense factor, whose norm"):
         Dense(geometry=geometry, normaliser=MaxEntry())
 
 

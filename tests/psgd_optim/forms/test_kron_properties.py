@@ -195,10 +195,10 @@ def test_p14_normalisation_of_two_features_is_the_triangle() -> None:
     torch.testing.assert_close(run(forms[0], (3, 2)), run(forms[1], (3, 2)))
 
 
-@pytest.mark.parametrize("normaliser", [MaxEntry(), SpectralNorm(), FrobeniusNorm()])
+@pytest.mark.parametrize("normaliser", [SpectralNorm(), FrobeniusNorm()])
 @pytest.mark.parametrize("geometry", [EQ, QEP, QUAD, PRO4P])
 def test_first_order_steps_leave_tensors_of_order_three_finite(
-    geometry: Geometry, normaliser: MaxEntry | SpectralNorm | FrobeniusNorm
+    geometry: Geometry, normaliser: SpectralNorm | FrobeniusNorm
 ) -> None:
     q = run(Kron(max_skew=math.inf, geometry=geometry, normaliser=normaliser), (2, 3, 2))
     assert bool((torch.linalg.slogdet(q)[0] == 1).all())
