@@ -11,6 +11,7 @@ from psgd_optim.criteria import Criterion
 from psgd_optim.curvature import PairSource
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.scope import Scope
+from psgd_optim.types import Rate
 
 BETAS = (0.9, 0.99)
 NEWTON_LRS = (0.1, 0.3, 0.9)
@@ -51,13 +52,19 @@ def whitening(
     return Candidate(name=name, build=build, prepare=prepare)
 
 
-def newton(name: str, form: Preconditioner | Scope, source: PairSource | None = None) -> Candidate:
+def newton(
+    name: str,
+    form: Preconditioner | Scope,
+    source: PairSource | None = None,
+    precond_lr: Rate = Fitting.precond_lr,
+) -> Candidate:
     """Return Newton-type PSGD without momentum, as its papers use it on recurrent networks.
 
     Args:
         name: In tables.
         form: The form or scope.
         source: Where the pairs come from; exact Hessian-vector products if `None`.
+        precond_lr: Step size of `Q`.
 
     Returns:
         The candidate.
@@ -73,7 +80,7 @@ def newton(name: str, form: Preconditioner | Scope, source: PairSource | None = 
                 criterion=criterion,
                 momentum=0.0,
                 clip=(ClipNorm(1.0),),
-                fitting=Fitting(gate=gate),
+                fitting=Fitting(precond_lr=precond_lr, gate=gate),
             )
         ]
 
