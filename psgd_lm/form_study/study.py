@@ -206,7 +206,7 @@ def _measure_rosenbrock(
     config: StudyConfig, record: Record, keep: Callable[[Record], None]
 ) -> None:
     most = config.steps or rosenbrock.MOST
-    record |= {"about": "Rosenbrock's function, 2 and 10 variables; steps to 1e-10", "steps": most}
+    record |= {"about": "Rosenbrock's function, Newton; steps to 1e-10", "steps": most}
     for name in rosenbrock.FORMS:
         if not config.candidates or name in config.candidates:
             steps = rosenbrock.measure(name, range(1, 11), most)
