@@ -49,6 +49,8 @@ class StudyConfig:
     """Names of candidates besides each problem's first one; none takes all."""
     steps: int = 0
     """Steps of every run; 0 takes each problem's own."""
+    lrs: tuple[float, ...] = ()
+    """Learning rates for all candidates; none takes the problem's and the candidates' own."""
     repeats: int = 9
     """Repeats of every time measurement."""
     out: Path = Path("results/forms.json")
@@ -137,7 +139,8 @@ def _measure_problem(
     record |= {"about": problem.about, "steps": steps}
     chosen = _chosen(problem, config)
     for candidate in chosen:
-        keep(_train_candidate(problem, candidate, steps))
+        lrs = config.lrs or candidate.lrs or problem.lrs
+        keep(_train_candidate(problem, candidate, lrs, steps))
     for gate, name in ((1.0, "fitting"), (0.0, "between fits")):
         for row, times in zip(
             record["rows"], _time(problem, chosen, gate, config.repeats), strict=True
@@ -145,14 +148,15 @@ def _measure_problem(
             row.setdefault("ms", {})[name] = times
 
 
-def _train_candidate(problem: Problem, candidate: Candidate, steps: int) -> Record:
+def _train_candidate(
+    problem: Problem, candidate: Candidate, lrs: Sequence[float], steps: int
+) -> Record:
     """Choose the learning rate with one seed, and train with others."""
 
     def run(seed: int, lr: float) -> float:
         trial, optimizers = _start(problem, candidate, seed, lr, 1.0)
         return train(trial, optimizers, steps)
 
-    lrs = candidate.lrs or problem.lrs
     grid = {lr: run(CHOICE_SEED, lr) for lr in lrs}
     best = min(grid, key=lambda lr: grid[lr])
     losses = [run(seed, best) for seed in SEEDS]

@@ -26,8 +26,8 @@ def markdown(records: Iterable[Mapping[str, Any]]) -> str:
 
 def _losses(record: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| | lr | loss, mean ± std | ms/step fitting (min-max) | x first | ms/step between fits "
-        "| x first | state |",
+        "| | lr | loss, mean ± std | ms/step fitting (min-max) | x AdamW | ms/step between fits "
+        "| x AdamW | state |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     # A row without a mean has diverged at the learning rate that was best on the choice's seed.
@@ -39,7 +39,8 @@ def _losses(record: Mapping[str, Any]) -> list[str]:
 
 def _loss_line(row: Mapping[str, Any]) -> str:
     loss = "diverged" if row["mean"] is None else f"{row['mean']:.4f} ± {row['std']:.4f}"
-    edge = "" if row["lr"] not in (row["grid"][0][0], row["grid"][-1][0]) else "*"
+    lrs = [lr for lr, _ in row["grid"]]
+    edge = "*" if len(lrs) > 1 and row["lr"] in (min(lrs), max(lrs)) else ""
     cells = [row["name"], f"{row['lr']:g}{edge}", loss]
     for name in ("fitting", "between fits"):
         times = row["ms"][name]

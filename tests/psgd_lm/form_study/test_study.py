@@ -47,6 +47,20 @@ def test_problems_of_earlier_runs_are_kept(tmp_path):
     assert table.index("addition") < table.index("Rosenbrock")
 
 
+def test_rates_can_be_given(tmp_path):
+    config = StudyConfig(
+        problems=("memory",),
+        candidates=("Diagonal",),
+        lrs=(0.02,),
+        steps=2,
+        repeats=1,
+        out=tmp_path / "f.json",
+    )
+    run_study(config, "", str)
+    rows = json.loads(config.out.read_text())["memory"]["rows"]
+    assert [[lr for lr, _ in row["grid"]] for row in rows] == [[0.02], [0.02]]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
