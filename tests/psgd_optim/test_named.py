@@ -62,6 +62,7 @@ def runs(seeds: Iterable[int]) -> tuple[list[int], Tensor]:
         form=Dense(geometry=EQ, factor=TRIANGULAR, normaliser=MaxEntry()),
         criterion=Newton(damping=0.0, source=Given()),
         momentum=0.0,
+        clip=(),
         fitting=Fitting(precond_lr=0.2, gate=1.0, init_scale=0.1),
     )
     streams = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -102,6 +103,7 @@ def test_p17_finite_differences_and_the_last_q_do_as_well() -> None:
             form=optimizer.form,
             criterion=Newton(damping=0.0, source=FiniteDifference()),
             momentum=0.0,
+            clip=(),
             fitting=optimizer.fitting,
         )
 
