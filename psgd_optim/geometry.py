@@ -2,9 +2,9 @@
 
 A geometry says where the two curvature terms of a sample are taken, and turns their difference into
 a new factor through the products `E Q` and `Q E` alone, so that one formula serves every pattern.
-Where `P` can be the minimiser of the criterion, every one of them converges to it. Where several
-axes cannot, EQ finds the minimum among such `P`, and the others the `P` whose image `P h` has, along
-each axis, the second moment of `v`; the criterion is then 0.1 % above in a measured case.
+Where `P` can be the minimiser of the criterion, every one of them converges to it. Where a product
+over several axes cannot, EQ finds the best such `P`, and the others the one whose image `P h` has
+the second moment of `v` along each axis; its criterion is 0.1 % above in a measured case.
 """
 
 import enum

@@ -86,7 +86,7 @@ class TestDenseEQ(DenseContract):
 
 class TestDenseQEP(DenseContract):
     geometry = QEP
-    newton_steps = 1500
+    newton_steps = 1300
     whitening_steps = 1200  # measured 5 to 7 %
 
 
