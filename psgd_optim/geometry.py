@@ -2,10 +2,13 @@
 
 A geometry says where the two curvature terms of a sample are taken, and turns their difference into
 a new factor through the products `E Q` and `Q E` alone, so that one formula serves every pattern.
-Which one is used does not change the preconditioner that the fit converges to, but how fast it gets
-there from afar: after a stretch of exactly zero gradients, in which P grows to 1 / damping,
-Q0.5EQ1.5 and QEP are back within some hundred updates, the others are not (measured: 300 updates
-without a gradient, then 700 with one).
+Where `P` can be the minimiser of the criterion, every one of them converges to it. Where a product
+over several axes cannot, EQ finds the best such `P`, and the others the one whose image `P h` has
+the second moment of `v` along each axis; its criterion is 0.1 % above in a measured case.
+
+They differ in how fast they come back from afar: after a stretch of exactly zero gradients, in
+which P grows to 1 / damping, Q0.5EQ1.5 and QEP are back within some hundred updates, the others are
+not (measured: 300 updates without a gradient, then 700 with one).
 """
 
 import enum

@@ -18,7 +18,7 @@ def grown(old: Tensor, size: Tensor) -> Tensor:
 class TestDiagonal(FormContract):
     newton_steps = 300
     first_order_steps = 200
-    whitening_steps = 500
+    whitening_steps = 300
 
     def make(self, **settings: object) -> Preconditioner:
         return Diagonal(**settings)
@@ -80,7 +80,7 @@ class TestDiagonalWithOneStep(TestDiagonal):
 class TestScalar(FormContract):
     newton_steps = 200
     first_order_steps = 200
-    whitening_steps = 500
+    whitening_steps = 300
 
     def make(self, **settings: object) -> Preconditioner:
         return Scalar(**settings)

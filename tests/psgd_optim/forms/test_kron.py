@@ -53,10 +53,10 @@ class KronContract(FormContract):
     max_skew = 1.0
     plan: Plan | None = None
     geometry: Geometry = Q0_5EQ1_5
-    # Measured: fits within 1e-8, first-order ones within 0.7 %, whitening within 6 %.
-    newton_steps = 300
-    first_order_steps = 200
-    whitening_steps = 500
+    # Measured: fits within 2e-8, first-order ones within 0.7 %, whitening within 6 %.
+    newton_steps = 200
+    first_order_steps = 150
+    whitening_steps = 300
 
     def make(self, **settings: object) -> Preconditioner:
         size = {"max_skew": self.max_skew} if self.plan is None else {"plan": self.plan}
@@ -111,6 +111,7 @@ class TestKron(KronContract):
 
 class TestKronAllDense(KronContract):
     max_skew = math.inf
+    newton_steps = 300
 
 
 class TestKronAllDiagonal(KronContract):
@@ -122,6 +123,7 @@ class GeometryContract(KronContract):
     shapes = ((5, 4), (7,), (3, 2, 2))
     tail_shapes = ((4, 3),)
     fit_shapes = ((4, 3),)
+    newton_steps = 250
 
 
 class TestKronEQ(GeometryContract):
@@ -180,7 +182,7 @@ class PlanContract(KronContract):
 
 class TestScan(PlanContract):
     plan = SCAN
-    whitening_steps = 2500  # moments of squared condition
+    whitening_steps = 1000  # moments of squared condition
 
     def moments(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         # Roots of these covariances are not of the form's: squares of them have roots that are.
@@ -190,6 +192,7 @@ class TestScan(PlanContract):
 
 class TestScaw(PlanContract):
     plan = SCAW
+    newton_steps = 300
 
 
 class TestWhiteningAndScaling(PlanContract):
@@ -198,25 +201,6 @@ class TestWhiteningAndScaling(PlanContract):
 
 class TestKronecker(PlanContract):
     plan = KRONECKER
-
-
-def test_one_dense_axis_fits_any_covariance() -> None:
-    form = Kron(max_skew=math.inf)
-    state = form.init((4,), torch.ones(1), torch.empty(0, dtype=REAL))
-    rng = generator(0)
-    basis = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=REAL))[0]
-    curvatures = torch.tensor([-2.0, -0.5, 1.0, 3.0], dtype=REAL)
-    hessian = basis @ curvatures.diag() @ basis.mT  # indefinite: P fits |H|^-1
-    steps = 3000
-    for t in range(steps):
-        v = torch.randn(1, 4, generator=rng, dtype=REAL)
-        rate = 0.2 * 0.003 ** (t / steps)
-        form.update(state, Probe(h=v @ hessian, v=v), form.draw(state, rng), rate)
-    q = form.to_dense(state)[0]
-    p = q.mT @ q
-    wanted = basis @ curvatures.abs().reciprocal().diag() @ basis.mT
-    # P3 of the design; P H v differs from v in sign, so that only the mean of a step vanishes.
-    assert float((p - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_balancing_equalises_the_factors_and_keeps_p_to_the_bit() -> None:

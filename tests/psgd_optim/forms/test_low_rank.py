@@ -32,7 +32,7 @@ class TestLowRank(FormContract):
     fit_error = 0.03
     newton_steps = 800
     first_order_steps = 1000
-    whitening_steps = 4000
+    whitening_steps = 2000
 
     def make(self, **settings: object) -> Preconditioner:
         return LowRank(rank=RANK, order=self.order, **settings)

@@ -31,11 +31,11 @@ def random_factor(n: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
 
 
 class TestSparseLU(FormContract):
-    # Measured 3.5 % at most; the design has 0.52 % after 10,000 updates, and a bound of 5 %.
+    # Measured 3.9 % at most; the design has 0.52 % after 10,000 updates, and a bound of 5 %.
     fit_error = 0.05
-    newton_steps = 1000
+    newton_steps = 700
     first_order_steps = 1400
-    whitening_steps = 1500
+    whitening_steps = 1000  # measured 7 %
 
     def make(self, **settings: object) -> Preconditioner:
         return SparseLU(rank=RANK, **settings)
@@ -134,15 +134,12 @@ class TestSparseLU(FormContract):
         "normaliser", [MaxEntry(), SpectralNorm(), FrobeniusNorm(), LipschitzEMA()]
     )
     def test_p9_heavy_tails_keep_the_diagonals_positive(self, normaliser: Normaliser) -> None:
-        form, state, rng = (
-            SparseLU(rank=RANK, normaliser=normaliser),
-            self.fresh((8,)),
-            generator(6),
-        )
-        for _ in range(1000):
-            power = 10 ** (4 * torch.rand(2, B, 1, generator=rng, dtype=REAL) - 2)
-            tail = torch.randn(2, B, 2, generator=rng, dtype=REAL).norm(dim=2, keepdim=True)
-            h, v = power / tail * torch.randn(2, B, 8, generator=rng, dtype=REAL)
+        form, rng, rows = SparseLU(rank=RANK, normaliser=normaliser), generator(6), 20
+        state = form.init((8,), torch.ones(rows), torch.empty(0, dtype=REAL))
+        for _ in range(500):
+            power = 10 ** (4 * torch.rand(2, rows, 1, generator=rng, dtype=REAL) - 2)
+            tail = torch.randn(2, rows, 2, generator=rng, dtype=REAL).norm(dim=2, keepdim=True)
+            h, v = power / tail * torch.randn(2, rows, 8, generator=rng, dtype=REAL)
             form.update(state, Probe(h=h, v=v), {}, 0.9)
             for name in ("lower", "upper"):
                 corner = state[f"{name}_columns"].diagonal(dim1=1, dim2=2)
