@@ -10,7 +10,7 @@ train: $(STAMP)
 	$(BIN)/python scripts/compare.py lm --run-dir runs/first --overwrite $(ARGS)
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

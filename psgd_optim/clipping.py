@@ -1,10 +1,12 @@
-"""Limits on the preconditioned gradient, applied before the step is taken.
+"""Limits and scales of the preconditioned gradient, applied before the step is taken.
 
-A clip changes a list of stacks (B, *shape) in place, so that it can look at all parameters at
-once. Several clips apply in the order given.
+An entry of an optimizer's `clip` is any per-step change of the preconditioned gradients: most
+are limits, `MatchRMS` is a scale. It changes a list of stacks (B, *shape) in place, so that it
+can look at all parameters at once. Several apply in the order given.
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -15,9 +17,17 @@ from torch import Tensor
 from psgd_optim.linalg import abs_square, per_block
 
 
-@dataclass(frozen=True)
 class Clip(abc.ABC):
-    """One limit.
+    """One change of the preconditioned gradients, a limit or a scale."""
+
+    @abc.abstractmethod
+    def clip_(self, updates: Sequence[Tensor]) -> None:
+        """Change the updates, one finite (B, *shape) per block, in place."""
+
+
+@dataclass(frozen=True)
+class Limit(Clip):
+    """A change that leaves alone what is within a limit.
 
     Args:
         limit: The largest value allowed, above 0.
@@ -34,14 +44,10 @@ class Clip(abc.ABC):
                 f"{type(self).__name__} got the limit {self.limit}; give a number above 0."
             )
 
-    @abc.abstractmethod
-    def clip_(self, updates: Sequence[Tensor]) -> None:
-        """Bring the updates, one (B, *shape) per block, within the limit, in place."""
-
 
 @final
 @dataclass(frozen=True)
-class ClipRMS(Clip):
+class ClipRMS(Limit):
     """Limits the root mean square of each parameter's update; 1 is a fully whitened gradient.
 
     Source: design formulas 8.1, apply.
@@ -56,7 +62,7 @@ class ClipRMS(Clip):
 
 @final
 @dataclass(frozen=True)
-class ClipElement(Clip):
+class ClipElement(Limit):
     """Limits the modulus of each element."""
 
     def clip_(self, updates: Sequence[Tensor]) -> None:
@@ -70,7 +76,7 @@ class ClipElement(Clip):
 
 @final
 @dataclass(frozen=True)
-class ClipNorm(Clip):
+class ClipNorm(Limit):
     """Limits the 2-norm over all parameters, so that a step is at most `lr * limit` long.
 
     Source: S0 (14), S1 section 4.4.
@@ -78,16 +84,83 @@ class ClipNorm(Clip):
 
     def clip_(self, updates: Sequence[Tensor]) -> None:
         """Scale down all updates by the same factor when their joint norm is above the limit."""
-        if updates:
-            norms = [update.norm() for update in updates]
-            joint = torch.stack([norm.to(norms[0].device) for norm in norms]).norm()
-            for update in updates:
-                update.mul_(_shrink(joint, self.limit).to(update.device))
+        _clip_joint_(updates, self.limit)
+
+
+@final
+@dataclass(frozen=True)
+class ClipJointRMS(Limit):
+    """Limits the root mean square over all parameters together: a trust region of any model's size.
+
+    A limit of `c` is `ClipNorm(c * sqrt(n))` for `n` numbers in all.
+
+    Source: S1 section 4.4 and S0 (14) with a threshold that grows with the root of `n`.
+    """
+
+    def clip_(self, updates: Sequence[Tensor]) -> None:
+        """Scale down all updates by the same factor when they are too large together."""
+        _clip_joint_(updates, self.limit * sum(update.numel() for update in updates) ** 0.5)
+
+
+@final
+@dataclass(frozen=True)
+class MatchRMS(Clip):
+    """Scales each parameter's update to one root mean square, so that one `lr` serves all widths.
+
+    The update of a parameter that has none, an all-zero one, stays zero. Clips that come before
+    it lose their scale but keep their effect on the direction.
+
+    Args:
+        target: The root mean square, above 0; 0.2 is about that of an AdamW update, so that an
+            `lr` tuned for AdamW carries over.
+
+    Raises:
+        ValueError: If the target is not above 0.
+
+    Source: the convention of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, which multiplies
+    an orthogonal M x N update, of root mean square `max(M, N) ** -0.5`, by `0.2 max(M, N) ** 0.5`.
+    Deviation: the root mean square is measured, so that the target is met whatever the rank and
+    the shape of the update.
+    """
+
+    target: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not self.target > 0:
+            raise ValueError(f"MatchRMS got the target {self.target}; give a number above 0.")
+
+    def clip_(self, updates: Sequence[Tensor]) -> None:
+        """Scale every parameter's update to the target, but for zero ones."""
+        for update in updates:
+            update.div_(per_block(_peak(update), update))  # first to unit size: no overflow
+            rms = _rms(update)
+            factor = torch.where(rms > 0, self.target / rms, 0)
+            update.mul_(per_block(factor, update))
+
+
+def _peak(x: Tensor) -> Tensor:
+    """Return the largest modulus of each row, (B,), at least the smallest normal number."""
+    return x.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+
+
+def _clip_joint_(updates: Sequence[Tensor], limit: float) -> None:
+    """Scale down all updates by the same factor when their joint norm is above a limit."""
+    if not updates:
+        return
+    device = updates[0].device
+    # Relative to the largest entry, so that no square leaves the range of the dtype.
+    peaks = [p.to(device) for p in torch._foreach_norm(list(updates), math.inf)]
+    peak = torch.stack(peaks).amax().clamp(min=torch.finfo(peaks[0].dtype).tiny)
+    norms = [(update / peak.to(update.device)).norm().to(device) for update in updates]
+    # The peak apart from the rest: their product may be too large where each of them is not.
+    factor = (limit / peak / torch.stack(norms).norm()).clamp(max=1.0)
+    for update in updates:
+        update.mul_(factor.to(update.device))
 
 
 def _rms(x: Tensor) -> Tensor:
     """Return the root mean square of each row, (B,), of any size that the dtype holds."""
-    peak = x.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(x.dtype).tiny)  # (B,)
+    peak = _peak(x)
     return peak * abs_square(x / per_block(peak, x)).flatten(1).mean(dim=1).sqrt()
 
 

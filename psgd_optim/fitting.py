@@ -1,18 +1,14 @@
-"""When and how the preconditioner is fitted: its step size, gate, order, start and randomness.
+"""When and how the preconditioner is fitted: its step size, gate, order, start and limits."""
 
-Random numbers are functions of (seed, step, block): nothing but two integers has to be saved,
-and a resumed run, or another process with the same seed, draws the same numbers.
-"""
-
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from psgd_optim.noise import coin
 from psgd_optim.schedules import Anneal, value_at
 from psgd_optim.types import Rate
-
-_WORD = 2**64 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +16,16 @@ class Fitting:
     """How the preconditioner is fitted.
 
     Args:
-        precond_lr: Step size of `Q` in [0, 1), dimensionless; a number or a function of the step.
+        precond_lr: Step size of `Q` in [0, 1), dimensionless; a number, a function of the step, or
+            `Adaptive`.
         gate: Probability that a step fits `Q`; a number or a function of the step.
         update_first: Precondition a gradient with the `Q` that has already seen it (S1's order)
             rather than with the previous one.
         init_scale: `Q` starts as this times the identity; `None` takes the scale of each
             parameter's first gradient.
         seed: Of the gate's coin and of all noise.
+        max_memory: Largest state of the optimizer in bytes; a plan above it is refused before
+            anything is allocated.
 
     Raises:
         ValueError: If a number is outside its range.
@@ -39,6 +38,7 @@ class Fitting:
     update_first: bool = True
     init_scale: float | None = None
     seed: int = 0
+    max_memory: float = math.inf
 
     def __post_init__(self) -> None:
         if not 0 <= value_at(self.precond_lr, 0) < 1:
@@ -58,6 +58,10 @@ class Fitting:
                 f"Fitting got init_scale = {self.init_scale}; give a number above 0, or None to "
                 "take the scale of the first gradient."
             )
+        if not self.max_memory > 0:
+            raise ValueError(
+                f"Fitting got max_memory = {self.max_memory}; give a number of bytes above 0."
+            )
 
     def rate(self, seed: int, step: int) -> float:
         """Return the step size of `Q` in a step, 0 when the gate is closed.
@@ -72,7 +76,7 @@ class Fitting:
         Raises:
             ValueError: If a schedule leaves its range.
         """
-        if _hash(seed, step, 0) / (_WORD + 1) >= value_at(self.gate, step):
+        if coin(seed, step) >= value_at(self.gate, step):
             return 0.0
         rate = value_at(self.precond_lr, step)
         if not 0 <= rate < 1:
@@ -80,23 +84,6 @@ class Fitting:
                 f"precond_lr gave {rate} at step {step}; give a function with values in [0, 1)."
             )
         return rate
-
-
-def noise_generator(device: torch.device, seed: int, step: int, block: int) -> torch.Generator:
-    """Return a fresh generator for the noise of one block in one step."""
-    # Block -1 is the gate's coin; the CPU generator reads only the low 32 bits of its seed.
-    return torch.Generator(device).manual_seed(_hash(seed, step, block + 1) & 0xFFFFFFFF)
-
-
-def _hash(*words: int) -> int:
-    """Mix integers into 64 well-spread bits (the finaliser of the splitmix64 generator)."""
-    state = 0
-    for word in words:
-        state = (state + (word & _WORD) + 0x9E3779B97F4A7C15) & _WORD
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _WORD
-        state ^= state >> 31
-    return state
 
 
 def initial_scale(grad: Tensor, peak: Tensor, damping: float) -> Tensor:

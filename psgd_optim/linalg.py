@@ -17,13 +17,13 @@ def per_block(values: Tensor, like: Tensor) -> Tensor:
     """Shape one number per block so that it broadcasts over `like`.
 
     Args:
-        values: (B,).
+        values: (B,), or with more of the leading axes of `like`.
         like: (B, ...).
 
     Returns:
         (B, 1, ..., 1), a view.
     """
-    return values.view(-1, *(1,) * (like.ndim - 1))
+    return values.view(*values.shape, *(1,) * (like.ndim - values.ndim))
 
 
 def mode_product(m: Tensor, x: Tensor, axis: int) -> Tensor:
@@ -62,6 +62,19 @@ def mode_scale(d: Tensor, x: Tensor, axis: int) -> Tensor:
     return x * d.view(len(x), *(1,) * axis, n, *(1,) * (x.ndim - axis - 2))
 
 
+def unfold(x: Tensor, axis: int) -> Tensor:
+    """Return the unfolding of a tensor along one axis, (B, n, N / n)."""
+    blocks, before, n, after = _around(x, axis)
+    return x.reshape(blocks, before, n, after).transpose(1, 2).reshape(blocks, n, -1)
+
+
+def fold(columns: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """Return the tensor of a shape, block axis included, that `unfold` makes columns of."""
+    before = shape[1 : axis + 1].numel()
+    n = shape[axis + 1]
+    return columns.reshape(shape[0], n, before, -1).transpose(1, 2).reshape(shape)
+
+
 def mode_gram(x: Tensor, axis: int) -> Tensor:
     """Return `X X^H` for the unfolding `X` of a tensor along one axis.
 
@@ -76,7 +89,7 @@ def mode_gram(x: Tensor, axis: int) -> Tensor:
     if after == 1:
         rows = x.reshape(blocks, before, n)
         return rows.mT @ rows.conj()
-    columns = x.reshape(blocks, before, n, after).transpose(1, 2).reshape(blocks, n, -1)
+    columns = unfold(x, axis)
     return columns @ columns.mH
 
 
@@ -94,9 +107,30 @@ def mode_gram_diagonal(x: Tensor, axis: int) -> Tensor:
     return abs_square(x).reshape(blocks, before, n, after).sum(dim=(1, 3))
 
 
+def finite_rows(x: Tensor) -> Tensor:
+    """Return which rows of a stack (B, ...) are finite throughout, (B,)."""
+    return x.isfinite().flatten(1).all(dim=1)
+
+
 def abs_square(x: Tensor) -> Tensor:
     """Return the squared modulus of every element, real."""
     return (x * x.conj()).real if x.is_complex() else x.square()
+
+
+def real_product(x: Tensor, y: Tensor) -> Tensor:
+    """Return the real part of `x conj(y)`, element by element."""
+    return (x * y.conj()).real if x.is_complex() else x * y
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """Return the 2-norm of all entries of every block, real; (B, ...) to (B,)."""
+    norms: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norms
+
+
+def matvec(m: Tensor, x: Tensor) -> Tensor:
+    """Return `M x` of every block, for `m` of shape (B, m, n) and `x` of (B, n): (B, m)."""
+    return (m @ x.unsqueeze(2)).squeeze(2)
 
 
 def _around(x: Tensor, axis: int) -> tuple[int, int, int, int]:
@@ -110,8 +144,9 @@ def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
     """Bound the spectral norm of Hermitian or skew-Hermitian matrices from below.
 
     A block power iteration from `k` random rows, each first turned towards the row of `a` with
-    the largest norm. Measured on random positive semi-definite matrices up to n = 256, the bound
-    is 0.87 to 1.0 of the norm.
+    the largest norm; never below the largest entry. With 32 rows, the bound is at least 0.84 of the
+    norm up to n = 2048: measured on the worst case that is known, one eigenvalue of 1.15 to 4 with
+    a spread eigenvector among ones. It is 0.87 of it up to n = 512.
 
     Args:
         a: (B, n, n), Hermitian or skew-Hermitian.
@@ -120,21 +155,57 @@ def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
     Returns:
         (B,), real; 0 for a zero matrix.
 
-    Source: design formulas 8.3. Deviation: the matrix is scaled by its largest modulus in both
-    cases, which for a positive semi-definite matrix is its largest diagonal entry.
+    Source: design formulas 8.3. Deviations: the matrix is scaled by its largest modulus in both
+    cases, which for a positive semi-definite matrix is its largest diagonal entry; that entry is
+    a bound too; the row and the noise have equal norms; large matrices take more products.
     """
     tiny = torch.finfo(a.dtype).tiny
-    scale = a.abs().amax(dim=(1, 2)) + tiny  # (B,)
+    peak = a.abs().amax(dim=(1, 2))  # (B,)
+    scale = peak + tiny
     a = a / per_block(scale, a)
     longest = a.norm(dim=2).argmax(dim=1)  # (B,)
-    row = a.take_along_dim(per_block(longest, a), dim=1)  # (B, 1, n)
-    v = row + torch.sgn(start.to(a.dtype) @ row.mH).conj() * start  # (B, k, n)
-    for _ in range(2):
-        v = v @ a
-        v = v / (v.norm(dim=2, keepdim=True) + tiny)
-        v = v @ a
-    bound: Tensor = scale * v.norm(dim=2).amax(dim=1)
+    row = _unit(a.take_along_dim(per_block(longest, a), dim=1))  # (B, 1, n)
+    noise = _unit(start)
+    v = row + torch.sgn(noise.to(a.dtype) @ row.mH).conj() * noise  # (B, k, n)
+    for _ in range(_product_pairs(a.shape[-1])):
+        v = _unit(v @ a) @ a
+    bound: Tensor = torch.maximum(scale * v.norm(dim=2).amax(dim=1), peak)
     return bound
+
+
+def _product_pairs(n: int) -> int:
+    """Return how many pairs of products keep the bound tight for n x n matrices."""
+    # A random row has 1 / sqrt(n) of its norm along any one vector: more of them must make up.
+    return 2 if n <= 64 else 3 if n <= 256 else 4
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """Return rows (B, k, n) of norm 1; zeros stay."""
+    norms: Tensor = torch.linalg.vector_norm(rows, dim=2, keepdim=True)
+    return rows / (norms + torch.finfo(rows.dtype).tiny)
+
+
+def hermitian_part(a: Tensor) -> Tensor:
+    """Return `(A + A^H) / 2` for every matrix of a stack."""
+    return 0.5 * (a + a.mH)
+
+
+def hermitian_root(a: Tensor) -> Tensor:
+    """Return the root of the nearest Hermitian positive semi-definite matrices.
+
+    Args:
+        a: (B, n, n), near to Hermitian.
+
+    Returns:
+        (B, n, n), Hermitian; eigenvalues of `a` below 0 count as 0. Not finite where `a` is not.
+    """
+    finite = a.isfinite().flatten(1).all(dim=1)
+    values, vectors = torch.linalg.eigh(
+        torch.where(per_block(finite, a), hermitian_part(a), 0)  # eigh refuses other numbers
+    )
+    roots = torch.where(finite.unsqueeze(1), values.clamp(min=0).sqrt(), torch.nan)
+    root: Tensor = (vectors * roots.unsqueeze(1)) @ vectors.mH
+    return root
 
 
 def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Tensor:
@@ -153,8 +224,7 @@ def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Te
 
     Source: design formulas 8.2, step 2.
     """
-    r = q.mH - q
-    r = r / per_block(spectral_norm_bound(r, start) + torch.finfo(r.dtype).tiny, r)
+    r = _direction(q, start)
     rq = r @ q
     rrq = r @ rq
     slope = _real_trace(rq)  # (B,), >= 0
@@ -162,6 +232,48 @@ def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Te
     angle = torch.where(bend < 0, -slope / bend, max_angle).clamp(max=max_angle)
     angle = per_block(angle, q)
     return q + angle * rq + (0.5 * angle.square()) * rrq
+
+
+def rotate_onto_psd(q: Tensor, start: Tensor, turns: int = 2, max_angle: float = 1 / 3) -> Tensor:
+    """Rotate matrices by a few third-order steps towards being Hermitian to 0.1 %.
+
+    Args:
+        q: (B, n, n).
+        start: (B, k, n), standard normal, for norms.
+        turns: Number of steps; a matrix that is Hermitian enough takes part with angle 0.
+        max_angle: Largest angle of one step; at most 5/8.
+
+    Returns:
+        (B, n, n), the rotated matrices; `Q^H Q` changes by at most `a^6 / 64` in a step.
+
+    Source: design formulas 8.2, step 3. Deviation: the number of steps is fixed, not up to 10 until
+    the matrix is Hermitian enough, so that no branch looks at a tensor; in fits and under heavy
+    tails two did as well as ten.
+    """
+    for _ in range(turns):
+        q = _turn(q, _direction(q, start), max_angle)
+    return q
+
+
+def _turn(q: Tensor, r: Tensor, max_angle: float) -> Tensor:
+    """Take one third-order step along `R`; none where `Q` is Hermitian to 0.1 %."""
+    rq = r @ q
+    rrq = r @ rq
+    rrrq = r @ rrq
+    slope, bend, twist = _real_trace(rq), _real_trace(rrq), _real_trace(rrrq)
+    root = (bend.square() - 1.5 * slope * twist).clamp(min=0).sqrt()
+    angle = ((-bend - root) / (0.75 * twist)).clamp(max=max_angle)
+    skewness = (q - q.mH).abs().amax(dim=(1, 2))
+    turns = (slope > 0) & (twist < 0) & (skewness >= 1e-3 * q.abs().amax(dim=(1, 2)))
+    angle = per_block(torch.where(turns, angle, 0), q)
+    # 1/8, not 1/6: it keeps the step unitary to one order more.
+    return q + angle * rq + (0.5 * angle.square()) * rrq + (0.125 * angle**3) * rrrq
+
+
+def _direction(q: Tensor, start: Tensor) -> Tensor:
+    """Return `R = Q^H - Q`, scaled to unit norm."""
+    r = q.mH - q
+    return r / per_block(spectral_norm_bound(r, start) + torch.finfo(r.dtype).tiny, r)
 
 
 def _real_trace(a: Tensor) -> Tensor:

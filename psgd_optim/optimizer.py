@@ -1,25 +1,49 @@
 """`PSGD`, the `torch.optim.Optimizer` that drives any form with any criterion."""
 
 import itertools
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from psgd_optim.blocks import Block, squeezed, stackable
-from psgd_optim.clipping import Clip, ClipElement, ClipRMS
-from psgd_optim.criteria import MomentumWhitening, Whitening
-from psgd_optim.fitting import Fitting, initial_scale, noise_generator
+from psgd_optim.averages import Nesterov
+from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.blocks import Block
+from psgd_optim.clipping import Clip
+from psgd_optim.criteria import Criterion, MomentumWhitening
+from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
+from psgd_optim.decay import Decay
+from psgd_optim.diagnostics import step_metrics
+from psgd_optim.fitting import Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
-from psgd_optim.linalg import per_block
-from psgd_optim.state_io import CLOCK, clock_tensor, restore_rows, saved_clock, saved_rows
-from psgd_optim.summary import summarise
+from psgd_optim.groups import (
+    GroupParts,
+    allocate_group,
+    check_arguments,
+    check_group,
+    check_unchanged,
+    take_apart,
+    told_names,
+)
+from psgd_optim.noise import noise_generator, normal_like
+from psgd_optim.scope import Scope
+from psgd_optim.state_io import (
+    CLOCK,
+    clock_tensor,
+    saved_clock,
+    saved_rows,
+)
+from psgd_optim.store import BlockStore
+from psgd_optim.summary import check_memory, summarise
 
-_PARTS = ("form", "criterion", "clip", "fitting", "_forms", "_seed", "_step")
+_PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
+_PROBES = -2  # the number of the probes' first random stream, counting down; blocks count from 0
 
 
 class PSGD(torch.optim.Optimizer):
@@ -30,18 +54,25 @@ class PSGD(torch.optim.Optimizer):
     `form`. A gradient with an infinite or undefined entry moves neither its parameter (but for the
     weight decay) nor its preconditioner. State is allocated at the first step.
 
+    A criterion that needs pairs takes `step(closure)`, with a closure that returns the loss, or
+    yields its parts, without calling `backward`; or `step(pair=(v, hv))`.
+
     Args:
         params: Parameters, `named_parameters()`, or param groups.
         lr: Step size, in root-mean-square parameter change per step when the momentum is
-            whitened; a number or a 0-dimensional tensor.
-        form: The preconditioner's form.
+            whitened, relative to a full Newton step with `Newton`; a number, a 0-dimensional
+            tensor, or `None` for the criterion's own: 1e-3, and 0.1 with `Newton`.
+        form: The preconditioner's form, or a scope that says which parameters a form sees.
         criterion: What the preconditioner is fitted to.
-        momentum: Decay of the gradient average, in [0, 1).
-        weight_decay: Decoupled decay; a step takes `lr * weight_decay` of each parameter.
-        clip: Limits on the preconditioned gradient, applied in order.
+        momentum: Decay of the gradient average in [0, 1), or `Nesterov(decay)`.
+        weight_decay: Rate of the decoupled decay, of which a step takes `lr` times; or another
+            `Decay`.
+        clip: Limits and scales of the preconditioned gradient, applied in order; `None` takes the
+            criterion's own.
         fitting: Step size, gate, order, start and seed of the preconditioner's fit.
 
     Raises:
+        TypeError: If a part is not of its type.
         ValueError: If a number is outside its range or two parts do not go together.
 
     Example:
@@ -55,27 +86,26 @@ class PSGD(torch.optim.Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
+        lr: float | Tensor | None = None,
         *,
-        form: Preconditioner = Kron(),
-        criterion: Whitening = MomentumWhitening(),
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        clip: Sequence[Clip] = (ClipRMS(1.1), ClipElement(10.0)),
+        form: Preconditioner | Scope = Kron(),
+        criterion: Criterion = MomentumWhitening(),
+        momentum: float | Nesterov = 0.9,
+        weight_decay: float | Decay = 0.0,
+        clip: Sequence[Clip] | None = None,
         fitting: Fitting = Fitting(),
     ) -> None:
-        if isinstance(clip, Clip):
-            raise TypeError(f"PSGD got clip = {clip}; give a sequence of clips: clip=({clip},).")
+        check_arguments(criterion, clip, fitting)
         self.form = form
         self.criterion = criterion
-        self.clip = tuple(clip)
+        self.clip = criterion.default_clip if clip is None else tuple(clip)
         self.fitting = fitting
-        self._forms: list[Preconditioner] = []
-        self._blocks: list[list[Block]] = []
-        self._placed: set[Tensor] = set()
+        self._group_parts: list[GroupParts] = []
+        self._store = BlockStore(0)
         self._seed = fitting.seed
         self._step = 0
         self._last: dict[str, Tensor] = {}
+        lr = criterion.default_lr if lr is None else lr
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -86,165 +116,193 @@ class PSGD(torch.optim.Optimizer):
 
         Raises:
             TypeError: If its form is none.
-            ValueError: If a setting is outside its range, or cannot differ between groups.
+            ValueError: If a setting is outside its range, or cannot differ between groups, or the
+                form does not fit a parameter, or the plan takes more than `fitting.max_memory`.
         """
-        param_group = dict(param_group)
-        form = param_group.pop("form", self.form)
-        if not isinstance(form, Preconditioner):
-            raise TypeError(f"PSGD got form = {form!r}; give a form such as Kron().")
         for name in ("criterion", "clip", "fitting"):
             if name in param_group:
                 raise ValueError(f"PSGD got {name} in a parameter group; give it to PSGD itself.")
-        _check_group({**self.defaults, **param_group}, self.criterion)
-        super().add_param_group(param_group)
-        self._forms.append(form)
+        settings, parts = take_apart({"form": self.form, **self.defaults, **param_group})
+        check_group(settings, self.criterion)
+        super().add_param_group(settings)
+        self._group_parts.append(parts)
+        self._store.groups.append([])
+        try:
+            # One group alone while there is no limit: planning all of them each time is quadratic.
+            limited = self.fitting.max_memory < math.inf
+            check_memory(self._plan(0 if limited else -1), self.fitting.max_memory)
+        except Exception:
+            for kept in (self.param_groups, self._group_parts, self._store.groups):
+                kept.pop()
+            raise
+
+    @property
+    def needs_closure(self) -> bool:
+        """Whether `step` needs a closure that returns the loss without calling `backward`."""
+        return isinstance(self.criterion.pairs, LossSource)
+
+    @property
+    def fits_next(self) -> bool:
+        """Whether the next step fits `Q`, so that it needs a pair if the criterion takes any."""
+        return bool(self.fitting.rate(self._seed, self._step)) or self._starts_next()
+
+    def _starts_next(self) -> bool:
+        """Whether the next step needs a pair to start from, as no row has had one yet."""
+        # Rows whose first gradient comes later start in the next step that fits Q: one that never
+        # gets a gradient must not cost a Hessian-vector product in every step.
+        if self.criterion.pairs is None or self.fitting.init_scale is not None:
+            return False
+        return all(len(block.pending) == block.view.rows for block in self._store)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 -- torch's
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        pair: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None,
+    ) -> Any:  # noqa: ANN401 -- torch's
         """Take one step along the preconditioned gradients.
 
         Args:
-            closure: Optional; clears the gradients, computes the loss, calls `backward` and
-                returns the loss.
+            closure: If `needs_closure`, returns the loss, or yields its parts, without calling
+                `backward`; always of the same batch, as it may be called more than once. The
+                gradients are left in `grad`, whatever was there. Else optional, as in torch: clears
+                the gradients, computes the loss, calls `backward` and returns the loss.
+            pair: `(v, hv)` for `Newton(source=Given())`: probes and Hessian-vector products of
+                the trainable parameters, in the order of the groups; may be left out in a step
+                that does not fit `Q` (`fits_next`).
 
         Returns:
-            What the closure returned, or `None`.
+            What the closure returned, the loss as a 0-D tensor if `needs_closure`, or `None`.
 
         Raises:
-            TypeError: If a gradient is sparse.
+            InputError: If the loss cannot be differentiated as the criterion needs it.
+            TypeError: If the closure or the pair is missing or superfluous, or a gradient is
+                sparse.
+            ValueError: If the pair does not fit the parameters, or a schedule leaves its range.
         """
+        rate = self.fitting.rate(self._seed, self._step)
+        fits = bool(rate) or self._starts_next()
+        pairs = self._given(pair, fits)
         loss = None
-        if closure is not None:
+        if isinstance(self.criterion.pairs, LossSource):
+            loss, pairs = self._evaluate(self.criterion.pairs, closure, fits)
+        elif closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if any(p.grad is not None and p not in self._placed for p in self._parameters()):
-            self._add_blocks(self._new_blocks({}))
-        rate = self.fitting.rate(self._seed, self._step)
-        parts: list[tuple[dict[str, Any], Block, Tensor]] = []
-        skipped: list[Tensor] = []
-        for number, group, block, rows in self._work():
-            part = block.select(rows)
-            update, ok = self._precondition(part, group["momentum"], rate, number)
-            block.write_back(part)
-            parts.append((group, part, update))
-            skipped.append((~ok).sum())
-        updates = [update for _, _, update in parts]
-        for clip in self.clip:
-            clip.clip_(updates)
-        self._last = _measure(updates, skipped)
-        for group, part, update in parts:
-            part.scatter(update, group["lr"], group["weight_decay"])
+            if all(p.grad is None for p in self._parameters()):
+                raise TypeError(
+                    f"The closure left no gradient; {type(self.criterion).__name__} needs one that "
+                    "calls backward()."
+                )
+        if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
+            self._store.add(self._store.made(self._arranged, {}))
+            self._show_state()
+        self._take_step(rate, pairs)
         self._step += 1
         return loss
 
-    def _work(self) -> list[tuple[int, dict[str, Any], Block, list[int]]]:
-        """Return every block with its number, its group, and its rows that have a gradient."""
-        blocks = (
-            (group, block)
-            for group, blocks in zip(self.param_groups, self._blocks, strict=True)
-            for block in blocks
-        )
-        return [
-            (number, group, block, rows)
-            for number, (group, block) in enumerate(blocks)
-            if (rows := block.rows_with_gradient())
-        ]
+    def _given(
+        self, pair: tuple[Sequence[Tensor], Sequence[Tensor]] | None, fits: bool
+    ) -> Pairs | None:
+        """Return the caller's pair by parameter."""
+        wanted = isinstance(self.criterion.pairs, Given)
+        if pair is None:
+            if wanted and fits:
+                raise TypeError("This step fits Q to a given pair; call step(pair=(v, hv)).")
+            return None
+        if not wanted:
+            raise TypeError("PSGD got a pair; give it criterion=Newton(source=curvature.Given()).")
+        return given_pairs(pair, self._trainable())
 
-    def _precondition(
-        self, block: Block, momentum: float, rate: float, number: int
-    ) -> tuple[Tensor, Tensor]:
-        """Return a block's preconditioned gradients, and which rows had a finite gradient, (B,).
+    def _evaluate(
+        self, source: LossSource, closure: Callable[[], Any] | None, fits: bool
+    ) -> tuple[Tensor, Pairs | None]:
+        """Set the gradients, and return the loss and, in a step that fits, the pairs."""
+        if closure is None:
+            raise TypeError(
+                f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
+                "step(closure) with a closure that returns the loss, without backward()."
+            )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            raise TypeError(
+                f"PSGD with {type(source).__name__}() differentiates the loss on this process "
+                "alone, which DistributedDataParallel does not see; average gradients and H v over "
+                "the processes yourself and call step(pair=(v, hv)) with Newton(source=Given())."
+            )
+        params = self._trainable()
+        # Every device has a stream of its own: equal numbers would correlate the probes.
+        streams = {
+            device: noise_generator(device, self._seed, self._step, _PROBES - i)
+            for i, device in enumerate(dict.fromkeys(p.device for p in params))
+        }
+        probes = {p: normal_like(p, streams[p.device]) for p in params} if fits else None
+        found = source.evaluate(closure, params, probes, told_names(self.param_groups))
+        for p in self._parameters():  # a frozen one must not keep the gradient it had before
+            p.grad = found.grads.get(p)
+        return found.loss, None if probes is None else (probes, found.products)
 
-        Args:
-            block: The rows to step.
-            momentum: Decay of the gradient average.
-            rate: Step size of `Q`, 0 in a step that does not fit it.
-            number: Which block this is, for its random numbers.
-
-        Returns:
-            (B, *shape), zero in rows to leave alone, and (B,).
-        """
-        grads = block.gather()
-        peak = grads.abs().flatten(1).amax(dim=1)  # (B,), not finite when any entry is not
-        ok = peak.isfinite()
-        grads.masked_fill_(~per_block(ok, grads), 0)
-        active = ok & ((block.steps > 0) | (peak > 0))
-        if block.pending:
-            self._start(block, grads, active, torch.where(ok, peak, 0))
-        block.steps += active
-        average = block.average(grads, active.to(block.steps.dtype), momentum)
-        if not self.fitting.update_first:
-            update = block.form.apply(block.state, average)
-        if rate:
-            noise = noise_generator(peak.device, self._seed, self._step, number)
-            probe = self.criterion.probe(grads, average, noise, needs_v=block.form.needs_v)
-            rates = rate * active.to(peak.dtype)
-            block.form.update(block.state, probe, block.form.draw(block.state, noise), rates)
-        if self.fitting.update_first:
-            update = block.form.apply(block.state, average)
-        # Rows left alone keep their parameter too, whatever their average still holds; and an
-        # average too large for P is no direction.
-        update = update.masked_fill_(~per_block(active, update), 0)
-        return update.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0), ok
-
-    def _start(self, block: Block, grads: Tensor, active: Tensor, peak: Tensor) -> None:
-        """Scale `Q` of the rows that see their first non-zero gradient."""
-        fresh = active & (block.steps == 0)
-        if self.fitting.init_scale is None:
-            scale = initial_scale(grads, peak, self.criterion.damping)
-        else:
-            scale = torch.full_like(peak, self.fitting.init_scale)
-        started = block.form.init(squeezed(block.params[0].shape), scale, block.params[0])
-        for name, x in block.state.items():
-            x.copy_(torch.where(per_block(fresh, x), started[name], x))
-        # The only look at a tensor's value from the host, and only until all rows have started.
-        if bool(((block.steps > 0) | fresh).all()):
-            block.pending.clear()
+    def _take_step(self, rate: float, pairs: Pairs | None) -> None:
+        """Precondition all gradients, clip them together, and move the parameters."""
+        done: list[tuple[dict[str, Any], Decay, Block, Block, Tensor]] = []
+        skipped: list[Tensor] = []
+        # All gradients are looked at before anything moves: one that is refused leaves no trace.
+        numbered = self._store.numbered(self._parameters())
+        work = [(*item, item[-1].units_with_gradient()) for item in numbered]
+        for number, index, block, units in work:
+            if not units:
+                continue
+            group, parts = self.param_groups[index], self._group_parts[index]
+            check_unchanged(group, block)
+            part = block.select(units)
+            device = block.steps.device
+            rules = StepRules(
+                criterion=self.criterion,
+                fitting=self.fitting,
+                rate=rate,
+                momentum=group["momentum"],
+                nesterov=parts.nesterov,
+                pairs=pairs,
+                generator=partial(noise_generator, device, self._seed, self._step, number),
+            )
+            update, sound = precondition(part, rules)
+            done.append((group, parts.decay, block, part, update))
+            skipped.append((~sound).sum())
+        updates = [update for *_, update in done]
+        for clip in self.clip:
+            clip.clip_(updates)
+        self._last = step_metrics(updates, skipped)
+        for group, decay, block, part, update in done:
+            decay.take_step(part.view, update, group["lr"], group["weight_decay"], part.extra)
+            block.write_back(part)
 
     def _parameters(self) -> Iterator[Tensor]:
         return itertools.chain.from_iterable(group["params"] for group in self.param_groups)
 
-    def _new_blocks(self, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> list[list[Block]]:
-        """Return blocks, by group, for the parameters that need one and have none yet.
+    def _trainable(self) -> list[Tensor]:
+        return [p for p in self._parameters() if p.requires_grad]
 
-        Args:
-            saved: State to start from where there is some.
+    def _plan(self, first: int = 0) -> list[list[Block]]:
+        """Return what blocks trainable parameters get, by group from one on, without memory."""
+        return self._arranged(lambda p: p.requires_grad, torch.device("meta"), first)
 
-        Returns:
-            Blocks of what can be trained now, has a gradient, or has saved state: a frozen
-            parameter costs nothing until it is unfrozen.
-        """
-        new = []
-        for group, form in zip(self.param_groups, self._forms, strict=True):
-            params = [
-                p
-                for p in group["params"]
-                if p not in self._placed and (p.requires_grad or p.grad is not None or p in saved)
-            ]
-            new.append([
-                Block.allocate(stack, form, momentum=group["momentum"] > 0)
-                for stack in stackable(params)
-            ])
-        for block in itertools.chain.from_iterable(new):
-            restore_rows(block, saved)
-        return new
-
-    def _add_blocks(self, new: list[list[Block]]) -> None:
-        """Step these blocks from now on, and show their rows as the parameters' state."""
-        self._blocks += [[] for _ in range(len(new) - len(self._blocks))]
-        for blocks, more in zip(self._blocks, new, strict=True):
-            blocks += more
-            self._placed.update(p for block in more for p in block.params)
-        self._show_state()
+    def _arranged(
+        self, wanted: Callable[[Tensor], bool], device: torch.device | None = None, first: int = 0
+    ) -> list[list[Block]]:
+        """Return fresh blocks for some parameters, by group, on their own device or another."""
+        groups = zip(self.param_groups[first:], self._group_parts[first:], strict=True)
+        return [
+            allocate_group(group, parts, self.criterion, self.fitting, wanted, device)
+            for group, parts in groups
+        ]
 
     def _show_state(self) -> None:
         """Make `state` the rows of the stacks again, whoever replaced them."""
-        for block in itertools.chain.from_iterable(self._blocks):
-            for param, row in zip(block.params, block.rows(), strict=True):
-                self.state[param] = row
-        if self._placed:
-            first = next(p for p in self._parameters() if p in self._placed)
-            self.state[first][CLOCK] = clock_tensor(self._seed, self._step)
+        rows = self._store.rows(list(self._parameters()))
+        if rows:
+            first = next(p for p in self._parameters() if p in rows)
+            rows[first][CLOCK] = clock_tensor(self._seed, self._step)
+        self.state.update(rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and numbers, safe for `torch.load(weights_only=True)`."""
@@ -262,27 +320,46 @@ class PSGD(torch.optim.Optimizer):
         Raises:
             ValueError: If it is of other groups, forms, shapes or dtypes.
         """
-        saved = saved_rows(state_dict, self._parameters())
-        clock = saved_clock(saved) if saved else (self.fitting.seed, 0)
-        for group in state_dict["param_groups"]:
-            _check_group({**self.defaults, **group}, self.criterion)
-        held = self._blocks, self._placed
-        self._blocks, self._placed = [], set()
+        held = self._store
+        read: list[tuple[list[list[Block]], tuple[int, int]]] = []
+
+        def take(_: torch.optim.Optimizer, hooked: dict[str, Any]) -> None:
+            read.append(self._read(hooked))
+
+        # Last among the hooks, so that it sees what others have made of the state.
+        handle = self.register_load_state_dict_pre_hook(take)
         try:
-            blocks = self._new_blocks(saved) if saved else []
             super().load_state_dict(state_dict)
         except Exception:
-            self._blocks, self._placed = held
+            self._store = held
             raise
-        self._restart(blocks, clock)
+        finally:
+            handle.remove()
+        self._restart(*read[0])
+
+    def _read(self, state_dict: dict[str, Any]) -> tuple[list[list[Block]], tuple[int, int]]:
+        """Return blocks with saved state, and its clock, having checked that all of it fits."""
+        saved = saved_rows(state_dict, self._parameters())
+        clock = saved_clock(saved) if saved else (self.fitting.seed, 0)
+        for mine, theirs in zip(self.param_groups, state_dict["param_groups"], strict=False):
+            settings, _ = take_apart({"form": self.form, **self.defaults, **theirs})
+            check_group(settings, self.criterion)
+            if theirs.get("layout", mine["layout"]) != mine["layout"]:
+                raise ValueError(
+                    f"The saved state is of the form {theirs['layout']}, this optimizer's is of "
+                    f"{mine['layout']}; build it with the form it had then."
+                )
+        self._store = BlockStore(len(self.param_groups))
+        return (self._store.made(self._arranged, saved) if saved else self._store.groups), clock
 
     def _restart(self, blocks: list[list[Block]], clock: tuple[int, int]) -> None:
         """Go on from these blocks."""
         self._seed, self._step = clock
         self._last = {}
-        self._blocks, self._placed = [], set()
+        self._store = BlockStore(len(self.param_groups))
+        self._store.add(blocks)
         self.state = defaultdict(dict)  # not cleared: a shallow copy may share the old one
-        self._add_blocks(blocks)
+        self._show_state()
 
     def __getstate__(self) -> dict[str, Any]:
         self._show_state()
@@ -293,63 +370,22 @@ class PSGD(torch.optim.Optimizer):
         super().__setstate__(state)
         # torch passes two entries after a load, which restarts from its own blocks; a copy or an
         # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
-        if "_forms" in state:
-            self._blocks, self._placed = [], set()
+        if "_group_parts" in state:
+            self._store = BlockStore(len(self.param_groups))
             rows = dict(self.state)
-            self._restart(self._new_blocks(rows) if rows else [], (self._seed, self._step))
+            blocks = self._store.made(self._arranged, rows) if rows else self._store.groups
+            self._restart(blocks, (self._seed, self._step))
 
     def metrics(self) -> dict[str, Tensor]:
         """Return figures of the last step as 0-dimensional tensors, without waiting for them.
 
         Returns:
             `update_rms`, the root mean square of the clipped update before `lr`, and `skipped`,
-            the number of parameters whose gradient was not finite. Empty before the first step.
+            the number of rows that did not move because their gradient, or what the preconditioner
+            made of it, was not finite. Empty before the first step.
         """
         return dict(self._last)
 
     def summary(self) -> str:
         """Return a table of what every shape gets and what it costs, without allocating it."""
-        return summarise(
-            [
-                Block.allocate(
-                    [torch.empty_like(p, device="meta") for p in params],
-                    form,
-                    momentum=group["momentum"] > 0,
-                )
-                for params in stackable(p for p in group["params"] if p.requires_grad)
-            ]
-            for group, form in zip(self.param_groups, self._forms, strict=True)
-        )
-
-
-def _measure(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the figures of one step."""
-    if not updates:
-        return {}
-    device = updates[0].device
-    norms = [norm.to(device, torch.float32) for norm in torch._foreach_norm(list(updates))]
-    count = sum(u.numel() for u in updates)
-    return {
-        "update_rms": torch.stack(norms).norm() / count**0.5,
-        "skipped": torch.stack([s.to(device) for s in skipped]).sum(),
-    }
-
-
-def _check_group(settings: Mapping[str, Any], criterion: Whitening) -> None:
-    """Check the numbers of one parameter group."""
-    lr = settings["lr"]
-    if not isinstance(lr, int | float | Tensor):
-        raise TypeError(f"PSGD got lr = {lr!r}; give a number or a 0-dimensional tensor.")
-    if not isinstance(lr, Tensor) and not lr >= 0:
-        raise ValueError(f"PSGD got lr = {settings['lr']}; give a number of at least 0.")
-    if not 0 <= settings["momentum"] < 1:
-        raise ValueError(f"PSGD got momentum = {settings['momentum']}; give a number in [0, 1).")
-    if not settings["weight_decay"] >= 0:
-        raise ValueError(
-            f"PSGD got weight_decay = {settings['weight_decay']}; give a number of at least 0."
-        )
-    if criterion.needs_momentum and settings["momentum"] == 0:
-        raise ValueError(
-            f"PSGD got {type(criterion).__name__} with momentum = 0; give momentum > 0, or "
-            "whiten the gradient (GradientWhitening)."
-        )
+        return summarise(self._plan())

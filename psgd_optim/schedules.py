@@ -76,3 +76,57 @@ class Anneal:
     def __call__(self, step: int) -> float:
         """Return the value at a step."""
         return max(self.end, self.start * math.exp(-self.decay * max(0, step - self.flat)))
+
+
+@final
+@dataclass(frozen=True)
+class Adaptive:
+    """A step size of `Q` that follows the measured whitening error of each row.
+
+    The error is the average of `|mean |P h|^2 / mean |v|^2 - 1|` over past fits, 0 where the
+    preconditioned sample has the size of the probe; the step size is that error, within limits.
+    Measuring it costs one more application of `P` in a step that fits `Q`.
+
+    Args:
+        low: Smallest step size, above 0.
+        high: Largest step size, below 1; also the one at the start.
+        decay: Of the average.
+
+    Raises:
+        ValueError: If not `0 < low <= high < 1`, or the decay is outside [0, 1).
+    """
+
+    low: float = 0.01
+    high: float = 0.7
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.high < 1 or not 0 <= self.decay < 1:
+            raise ValueError(f"Got {self}; give 0 < low <= high < 1 and decay in [0, 1).")
+
+    def __call__(self, step: int) -> float:
+        """Return the largest step size, whatever the step."""
+        return self.high
+
+
+@final
+@dataclass(frozen=True)
+class LogPeriod:
+    """The gate whose period is the number of digits of the step, less one, and at least 1.
+
+    Counting steps from 1 as its source does, it is open at step `t` when `t` is a multiple of
+    `max(floor(log10 t), 1)`: at each of the first 100 steps, then at every second up to 1000, at
+    every third up to 10 000. In 500 000 steps it opens 106 050 times.
+
+    Source: S0 experiment 4; algorithms.md section 3.5. Deviation: none, but that steps count
+    from 0 here: the source's `t` is `step + 1`.
+
+    >>> [t for t in range(97, 107) if LogPeriod()(t - 1)]
+    [97, 98, 99, 100, 102, 104, 106]
+    """
+
+    def __call__(self, step: int) -> float:
+        """Return 1 at an opening, else 0."""
+        t = step + 1
+        period = max(len(str(t)) - 1, 1)  # digits, not a logarithm: exact at powers of ten
+        return float(t % period == 0)

@@ -15,6 +15,9 @@ from psgd_optim.blocks import Block
 CLOCK = "clock"
 """State entry of the first parameter: (2,) int64 on the CPU, the random seed and the step."""
 
+STACK = "stack"
+"""State entry of every row: 0-D int64 on the CPU, which parameter comes first in its stack."""
+
 
 def saved_rows(
     state_dict: Mapping[str, Any], params: Iterable[Tensor]
@@ -43,10 +46,14 @@ def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> 
     Raises:
         ValueError: If saved state does not fit the block's form.
     """
-    for row, param in zip(block.rows(), block.params, strict=True):
+    for param, row in block.entries():
         if param not in saved:
             continue
-        theirs = {name: x for name, x in saved[param].items() if name != CLOCK}
+        theirs = {
+            name: x
+            for name, x in saved[param].items()
+            if name not in (CLOCK, STACK) and name.startswith(block.view.prefix)
+        }
         found, expected = _layout(theirs), _layout(row)
         if found != expected:
             raise ValueError(
@@ -55,6 +62,7 @@ def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> 
             )
         for name, x in row.items():
             x.copy_(theirs[name])
+    block.wait_for(block.steps == 0)
 
 
 def _layout(state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -78,6 +86,18 @@ def saved_clock(saved: Mapping[Tensor, Mapping[str, Tensor]]) -> tuple[int, int]
             seed, step = state[CLOCK].tolist()
             return int(seed), int(step)
     raise ValueError("The saved state has no clock entry; load what PSGD.state_dict() returned.")
+
+
+def saved_stacks(saved: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[Tensor, int]:
+    """Return which stack each parameter was in, so that its noise goes on as it would have.
+
+    Args:
+        saved: From `saved_rows`.
+
+    Returns:
+        The place of the stack's first parameter, where the state has one.
+    """
+    return {p: int(state[STACK]) for p, state in saved.items() if STACK in state}
 
 
 def clock_tensor(seed: int, step: int) -> Tensor:

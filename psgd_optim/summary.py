@@ -1,10 +1,11 @@
 """The table that says what every parameter shape gets and what it costs."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-from psgd_optim.blocks import Block, squeezed
+from psgd_optim.blocks import Block
 
 
 def summarise(groups: Iterable[Sequence[Block]]) -> str:
@@ -21,14 +22,13 @@ def summarise(groups: Iterable[Sequence[Block]]) -> str:
     state_total = params_total = numbers_total = 0
     for index, blocks in enumerate(groups):
         for block in blocks:
-            param = block.params[0]
-            count = len(block.params)
-            numbers = count * block.form.numel(squeezed(param.shape))
+            shape, count = block.view.shape, block.view.rows
+            numbers = count * block.form.numel(shape)
             state = _bytes(block)
-            size = sum(p.numel() * p.element_size() for p in block.params)
+            size = count * math.prod(shape) * block.view.like.element_size()
             rows.append((
-                str(index), str(count), str(tuple(param.shape)),
-                block.form.describe(squeezed(param.shape)), f"{numbers:,}", _human(state),
+                str(index), str(count), str(shape),
+                block.form.describe(shape), f"{numbers:,}", _human(state),
                 f"{state / size:.2f}x",
             ))  # fmt: skip
             numbers_total, state_total = numbers_total + numbers, state_total + state
@@ -42,22 +42,44 @@ def summarise(groups: Iterable[Sequence[Block]]) -> str:
     )
 
 
+def check_memory(groups: Iterable[Sequence[Block]], limit: float) -> None:
+    """Refuse a plan whose state takes more than some number of bytes.
+
+    Args:
+        groups: The blocks of each parameter group; their tensors may be without memory.
+        limit: In bytes.
+
+    Raises:
+        ValueError: If it takes more; names the three largest blocks.
+    """
+    blocks = sorted((block for blocks in groups for block in blocks), key=_bytes, reverse=True)
+    total = sum(map(_bytes, blocks))
+    if total > limit:
+        largest = "; ".join(
+            f"{block.view.rows} x {block.form.describe(block.view.shape)} takes "
+            f"{_human(_bytes(block))}"
+            for block in blocks[:3]
+        )
+        raise ValueError(
+            f"The plan takes {_human(total)} of state, max_memory is {_human(limit)}: {largest}; "
+            "give those parameters a smaller form, or raise max_memory."
+        )
+
+
 def _bytes(block: Block) -> int:
-    tensors: list[Tensor] = [block.steps, *block.state.values()]
-    if block.momentum is not None:
-        tensors.append(block.momentum)
+    tensors: list[Tensor] = [block.steps, *block.extra.values(), *block.state.values()]
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def _human(size: int) -> str:
+def _human(size: float) -> str:
     """Return a number of bytes with three digits and a binary unit.
 
     >>> _human(1536)
     '1.5 KiB'
     """
     value, unit = float(size), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
+    for larger in ("KiB", "MiB", "GiB", "TiB", "PiB"):
+        if value < 1000:
             break
         value, unit = value / 1024, larger
     return f"{value:.3g} {unit}"

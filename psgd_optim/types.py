@@ -7,6 +7,7 @@ elements of one parameter, `r` a rank or the number of rows of a random probe.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import UnionType
 
 from torch import Tensor
 
@@ -18,6 +19,23 @@ Schedule = Callable[[int], float]
 
 Rate = float | Schedule
 """A number, or a number as a function of the step."""
+
+
+def expect(owner: str, name: str, value: object, kind: type | UnionType, example: str) -> None:
+    """Refuse an argument of the wrong type.
+
+    Args:
+        owner: What got it, for the message.
+        name: The argument.
+        value: What it got.
+        kind: The type it must be an instance of.
+        example: What to give, for the message.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{owner} got {name} = {value!r}; give {example}.")
 
 
 class InputError(ValueError):

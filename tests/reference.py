@@ -11,7 +11,7 @@ def kron_all(matrices: list[Tensor]) -> Tensor:
     """Return the Kronecker product of matrices, for row-major flattened tensors."""
     product = torch.ones(1, 1, dtype=matrices[0].dtype)
     for m in matrices:
-        product = torch.kron(product, m)
+        product = torch.kron(product, m.contiguous())
     return product
 
 
@@ -32,32 +32,113 @@ def rotate(q: Tensor, max_angle: float = 0.125) -> Tensor:
     return q + a * r @ q + a * a / 2 * r @ r @ q
 
 
+def rotate_further(p: Tensor, turns: int = 2, max_angle: float = 1 / 3) -> Tensor:
+    """Return `P` after up to some third-order Procrustes steps, with the exact norm."""
+    for _ in range(turns):
+        r = p.mH - p
+        if r.abs().max() < 1e-3 * p.abs().max():
+            break
+        r = r / torch.linalg.matrix_norm(r, 2)
+        t1, t2, t3 = (float((torch.linalg.matrix_power(r, k) @ p).trace().real) for k in (1, 2, 3))
+        if t1 > 0 and t3 < 0:
+            a = min((-t2 - (t2 * t2 - 1.5 * t1 * t3) ** 0.5) / (0.75 * t3), max_angle)
+            p = p + a * r @ p + a**2 / 2 * r @ r @ p + a**3 / 8 * r @ r @ r @ p
+    return p
+
+
+def hermitian(x: Tensor) -> Tensor:
+    """Return the Hermitian part."""
+    return (x + x.mH) / 2
+
+
+def step(geometry: str, q: Tensor, d: Tensor, mu: float) -> Tensor:
+    """Return a dense factor after a step along `D`, for the geometries of the table in 8.1."""
+    eye = torch.eye(len(q), dtype=q.dtype)
+    if geometry in ("EQ", "QEP"):
+        return q - mu * d @ q
+    if geometry == "QEQ":
+        return q - mu * q @ d
+    if geometry == "Q0.5EQ1.5":
+        return rotate(q - mu * d @ q)
+    if geometry == "PRO4P":
+        return rotate_further(q - mu * d @ q)
+    m = eye - (mu / 2 if geometry == "QUAD" else mu) * d
+    return hermitian(m @ q @ m)
+
+
+def pattern_mask(pattern: str, n: int) -> Tensor:
+    """Return which entries of a factor's gradient are free."""
+    if pattern == "diagonal":
+        return torch.eye(n, dtype=torch.bool)
+    if pattern == "triangular":
+        return torch.ones(n, n, dtype=torch.bool).triu()
+    mask = torch.full((n, n), pattern == "dense")
+    if pattern == "normalisation":
+        mask = torch.eye(n, dtype=torch.bool)
+        mask[:, -1] = True
+    return mask
+
+
+def curvature(pattern: str, s: Tensor) -> float:
+    """Return the bound of `S = T1 + T2` that divides a second-order step."""
+    values = s.diagonal().real
+    if pattern == "diagonal":
+        return float(values.max())
+    if pattern == "normalisation":
+        return float(values[-1] + (values[:-1].max() if len(s) > 1 else 0))
+    return float(torch.linalg.matrix_norm(s, 2))
+
+
+def curvature_terms(
+    qs: list[Tensor], h: Tensor, v: Tensor | None, axis: int, geometry: str
+) -> tuple[Tensor, Tensor]:
+    """Return T1 and T2 of one axis, n x n, from matrices over the whole parameter."""
+    n, q = h.shape[axis], kron_all(qs)
+    p = kron_all([hermitian(f) for f in qs]) if geometry.endswith("4P") else q.mH @ q
+    if geometry == "EQ":
+        assert v is not None
+        x, y = q @ h.flatten(), torch.linalg.inv(q).mH @ v.flatten()
+    else:
+        x, y = p @ h.flatten(), None if v is None else v.flatten()
+    t1 = unfold(x.view(h.shape), axis)
+    t1 = t1 @ t1.mH
+    if y is None:
+        t2 = (h.numel() / n) * torch.eye(n, dtype=h.dtype)
+    else:
+        t2 = unfold(y.view(h.shape), axis)
+        t2 = t2 @ t2.mH
+    if geometry == "QEP":
+        return qs[axis] @ t1 @ qs[axis].mH, qs[axis] @ t2 @ qs[axis].mH
+    return t1, t2
+
+
 def kron_update(
-    qs: list[Tensor], ls: list[float], h: Tensor, v: Tensor | None, rate: float, beta: float
+    qs: list[Tensor],
+    ls: list[float],
+    h: Tensor,
+    v: Tensor | None,
+    rate: float,
+    beta: float,
+    geometry: str = "Q0.5EQ1.5",
+    patterns: list[str] | None = None,
 ) -> tuple[list[Tensor], list[float]]:
-    """Return the factors (matrices or diagonals) and bounds after one Q0.5EQ1.5 update."""
-    q = kron_all([f if f.ndim == 2 else f.diag() for f in qs])
-    image = (q.mH @ q @ h.flatten()).view(h.shape)
+    """Return the factors, as matrices, and their divisors after one second-order update."""
+    patterns = patterns or ["dense"] * len(qs)
     new_qs, new_ls = [], []
-    for axis, (factor, lipschitz) in enumerate(zip(qs, ls, strict=True)):
-        n = h.shape[axis]
-        t1 = unfold(image, axis) @ unfold(image, axis).mH
-        if v is None:
-            t2 = (h.numel() / n) * torch.eye(n, dtype=h.dtype)
-        else:
-            t2 = unfold(v, axis) @ unfold(v, axis).mH
-        if factor.ndim == 1:
-            t1, t2 = t1.diagonal().real, t2.diagonal().real
-            bound = float((t1 + t2).max())
-        else:
-            bound = float(torch.linalg.matrix_norm(t1 + t2, 2))
+    for axis, (q, lipschitz, pattern) in enumerate(zip(qs, ls, patterns, strict=True)):
+        t1, t2 = curvature_terms(qs, h, v, axis, geometry)
+        bound = curvature(pattern, t1 + t2)
         lipschitz = max(beta * lipschitz + (1 - beta) * bound, bound)
-        if factor.ndim == 1:
-            new_qs.append(factor * (1 - rate / lipschitz * (t1 - t2)))
-        else:
-            new_qs.append(rotate(factor - rate / lipschitz * (t1 - t2) @ factor))
+        d = torch.where(pattern_mask(pattern, len(q)), t1 - t2, 0)
+        new_qs.append(step(geometry, q, d, rate / lipschitz))
         new_ls.append(lipschitz)
     return new_qs, new_ls
+
+
+def root(p: Tensor) -> Tensor:
+    """Return the Hermitian root of the Hermitian part."""
+    values, vectors = torch.linalg.eigh(hermitian(p))
+    return vectors @ values.to(p.dtype).sqrt().diag() @ vectors.mH
 
 
 def diagonal_update(

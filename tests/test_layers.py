@@ -10,20 +10,34 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
-    {"types"},
-    {"linalg"},
-    {"step_size", "geometry"},
-    {"factors"},
-    {"axis_plan"},
-    {"forms.base"},
-    {"forms.kron", "forms.diagonal"},
-    {"criteria", "blocks", "schedules", "clipping"},
-    {"fitting", "state_io", "summary"},
+    {"types", "noise", "penalty", "views", "affine.base"},
+    {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
+    {"group_gradient", "permutation_groups", "averages", "clipping", "affine.recurrent"},
+    {"step_size", "geometry", "affine.convert"},
+    {"factors.base", "arrow", "low_rank_gradient"},
+    {"factors.matrix", "factors.diagonal", "factors.normalisation"},
+    {"axis_plan", "frames", "block_matrix"},
+    {"forms.base", "row_fit"},
+    {
+        "forms.kron",
+        "forms.dense",
+        "forms.diagonal",
+        "forms.closed_diagonal",
+        "forms.permutation",
+        "forms.block_triangular",
+        "forms.sparse_lu",
+        "forms.low_rank",
+    },
+    {"forms.touched_rows"},
+    {"curvature", "scope", "blocks", "decay", "fitting"},
+    {"criteria", "sparse_block", "state_io", "summary"},
+    {"block_step", "groups", "store", "diagnostics"},
     {"optimizer"},
-    {"config"},
+    {"named", "config"},
 ]
 LAYER = {f"psgd_optim.{name}": i for i, names in enumerate(LAYERS) for name in names}
-ANYWHERE = {"psgd_optim", "psgd_optim.forms"}  # __init__ files
+# __init__ files
+ANYWHERE = {"psgd_optim", "psgd_optim.forms", "psgd_optim.factors", "psgd_optim.affine"}
 TOOLS = "psgd_optim.tools"
 
 
@@ -61,6 +75,12 @@ def test_psgd_optim_imports_point_downwards(path: Path) -> None:
     elif name not in ANYWHERE:
         assert name in LAYER, f"give {name} a layer in this test and in docs/architecture.md"
         assert all(LAYER[x] < LAYER[name] for x in ours), sorted(ours)
+
+
+@pytest.mark.parametrize("path", sources("psgd_optim/affine"), ids=module_name)
+def test_the_affine_layers_know_nothing_of_the_optimizer(path: Path) -> None:
+    ours = {x for x in imports(path) if top(x) == "psgd_optim"}
+    assert all(x.startswith("psgd_optim.affine.") for x in ours), sorted(ours)
 
 
 @pytest.mark.parametrize("path", sources("psgd_optim"), ids=module_name)

@@ -1,4 +1,4 @@
-"""Every command and every line of Python in the README runs."""
+"""Every command and every line of Python in the README and in the documentation runs."""
 
 import importlib
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What each command is shortened by; its own arguments stay as they are in the README.
 SHORT_GPT = (
     "--model.layers 1 --model.width 16 --model.context 16 --steps 6 --warmup 2 --eval-every 6"
@@ -19,22 +19,25 @@ SHORT = {
     "train_lm": SHORT_GPT,
     "compare": SHORT_GPT,
     "sample_lm": "--tokens 5",
+    "compare_forms": "--problems memory --candidates Diagonal --steps 2 --repeats 1",
     "train_rl": "--total-steps 256 --num-envs 2 --rollout-steps 64 --eval-episodes 2",
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[list[str]]:
-    return [shlex.split(line) for block in blocks("bash") for line in block.splitlines() if line]
+    lines = (line for page in PAGES for b in blocks(page, "bash") for line in b.splitlines())
+    return [shlex.split(line) for line in lines if line]
 
 
 def test_the_scripts_run_as_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In the order of the README, in one folder, since some read what others wrote."""
+    """In the order of the pages, in one folder, since some read what others wrote."""
     monkeypatch.chdir(tmp_path)
     ran = []
     for name, *args in commands():
@@ -82,8 +85,22 @@ def test_the_installations_are_possible() -> None:
             assert re.search(rf"^{extra} = \[", text, flags=re.MULTILINE)
 
 
-def test_the_python_blocks_run() -> None:
-    code = "\n".join(blocks("python"))
+@pytest.mark.parametrize(
+    ("page", "printed"),
+    [("README.md", "Kron(32 diagonal, 8 dense)"), ("docs/preconditioners.md", "LowRank(114, rank")],
+)
+def test_the_python_blocks_run(page: str, printed: str) -> None:
+    code = "\n".join(blocks(ROOT / page, "python"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Kron(32 diagonal, 8 dense)" in done.stdout
+    assert printed in done.stdout
+
+
+def test_no_page_has_python_that_is_not_run() -> None:
+    with_python = {page.name for page in PAGES if blocks(page, "python")}
+    assert with_python == {"README.md", "preconditioners.md"}
+
+
+def test_the_documentation_has_the_tables_as_they_were_measured() -> None:
+    measured = (ROOT / "results" / "forms.md").read_text(encoding="utf-8").strip()
+    assert measured in (ROOT / "docs" / "preconditioners.md").read_text(encoding="utf-8")

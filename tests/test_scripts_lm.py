@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import compare
+import compare_forms
 import evaluate_lm
 import pytest
 import sample_lm
@@ -125,6 +126,8 @@ def test_compare_prints_its_table(call):
         (compare, "lm smok", "no preset 'smok'; did you mean smoke?"),
         (compare, "lm smoke --seeds x", "--seeds"),
         (compare, "lm smoke --seed 1", "give --optimizers, --lrs and --seeds"),
+        (compare_forms, "--problems txt", "There is no problem 'txt'; did you mean text?"),
+        (compare_forms, "--step 3", "no flag --step; did you mean --steps?"),
         (compare, "lm smoke --optimizers adam", "no optimizer 'adam'; did you mean adamw"),
     ],
 )
@@ -193,6 +196,7 @@ def test_run_folder_below_a_file_is_bad_input(call, tmp_path):
         (train_lm, "smoke --help", ["--optim.lr", "--data.path", "Windows of text per step."]),
         (evaluate_lm, "--help", ["--best"]),
         (sample_lm, "--help", ["--temperature"]),
+        (compare_forms, "--help", ["--problems", "Steps of every run"]),
         (compare, "--help", ["TASK [PRESET]", "lm"]),
         (compare, "lm --help", ["--optimizers", "train_lm.py"]),
     ],

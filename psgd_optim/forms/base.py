@@ -10,7 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from psgd_optim.types import Probe, State
+from psgd_optim.step_size import Normaliser
+from psgd_optim.types import Probe, State, expect
 
 
 class Preconditioner(abc.ABC):
@@ -21,8 +22,16 @@ class Preconditioner(abc.ABC):
     """
 
     name: ClassVar[str]
-    needs_v: ClassVar[bool] = False
-    """Whether `update` must see the probe `v` instead of integrating it out."""
+
+    @property
+    @abc.abstractmethod
+    def layout(self) -> str:
+        """What the numbers of the state mean, beyond their shapes: saved, and compared on load."""
+
+    @property
+    @abc.abstractmethod
+    def needs_v(self) -> bool:
+        """Whether `update` must see the probe `v` instead of integrating it out."""
 
     @abc.abstractmethod
     def init(self, shape: tuple[int, ...], scale: Tensor, like: Tensor) -> State:
@@ -87,6 +96,42 @@ class Preconditioner(abc.ABC):
     @abc.abstractmethod
     def describe(self, shape: tuple[int, ...]) -> str:
         """Return the plan for one parameter in a few words, for `PSGD.summary`."""
+
+
+class SparseForm(Preconditioner):
+    """A form of matrices whose gradients may be sparse in their rows; each is in a block alone."""
+
+    @abc.abstractmethod
+    def at(self, shape: tuple[int, ...], index: Tensor) -> Preconditioner:
+        """Return the form of some rows: it reads and writes the state of all of them.
+
+        Args:
+            shape: The shape of the parameter, (I, D).
+            index: (t,), distinct row numbers.
+
+        Returns:
+            A form whose samples are (B, t, D), for states of this form.
+        """
+
+
+def check_parts(owner: str, normaliser: object, dtype: object) -> None:
+    """Refuse what is no normaliser, and a dtype that cannot hold the real numbers of a state.
+
+    Args:
+        owner: The form, for the message.
+        normaliser: What divides its steps.
+        dtype: The wanted dtype of its state.
+
+    Raises:
+        TypeError: If the normaliser is none.
+        ValueError: If the dtype is neither `None` nor a real floating-point one.
+    """
+    expect(owner, "normaliser", normaliser, Normaliser, "one from step_size, like LipschitzEMA()")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(
+            f"{owner} got dtype = {dtype!r}; give a real floating-point dtype such as "
+            "torch.bfloat16, or None for the parameters' own."
+        )
 
 
 def state_dtype(like: Tensor, dtype: torch.dtype | None) -> torch.dtype:

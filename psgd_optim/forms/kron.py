@@ -1,61 +1,101 @@
 """The Kronecker form: one small factor per axis of a tensor of any order."""
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from psgd_optim.axis_plan import plan_axes
-from psgd_optim.factors import Factor
-from psgd_optim.forms.base import Preconditioner, state_dtype
-from psgd_optim.geometry import Q0_5EQ1_5, Geometry
-from psgd_optim.linalg import lift, per_block
-from psgd_optim.step_size import LipschitzEMA
-from psgd_optim.types import Probe, State
+from psgd_optim.axis_plan import Plan, SizePlan, plan_by_size
+from psgd_optim.factors.base import Factor
+from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
+from psgd_optim.frames import (
+    Terms,
+    as_matrix,
+    check_factors,
+    curvature_terms,
+    factor_gradient,
+    precondition,
+)
+from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
+from psgd_optim.linalg import finite_rows, lift, per_block
+from psgd_optim.step_size import LipschitzEMA, Normaliser
+from psgd_optim.types import Probe, State, expect
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Kron(Preconditioner):
-    """`Q = Q_1 ⊗ ... ⊗ Q_k`, a dense or diagonal factor for each axis.
+    """`Q = Q_1 ⊗ ... ⊗ Q_k`, one factor for each axis.
 
-    State, for axis `i` of size `n`: `q{i}`, (B, n, n) or (B, n), and the step's curvature bound
+    State, for axis `i` of size `n`: `q{i}`, (B, n, n), (B, n) or (B, 2, n), and the step's divisor
     `l{i}`, (B,), in single precision or better.
 
     Args:
         max_size: Longest axis that gets a dense factor.
         max_skew: An axis gets a dense factor only if its squared size is at most this times the
             number of elements. 1 gives the long side of a matrix a diagonal; `math.inf` never does.
-        geometry: The coordinates of an update.
-        normaliser: What divides the step size.
+        plan: Which factor each axis gets, instead of the choice by these two numbers.
+        geometry: The coordinates of an update; EQ is the one for triangular and normalisation
+            factors.
+        normaliser: What divides the step size. `MaxEntry` is for plans without full matrices, whose
+            norm may be many times their largest entry.
         dtype: The factors' real dtype, e.g. `torch.bfloat16`; `None` is the parameters' dtype,
-            at least single precision. Updates compute in single precision or better.
+            at least single precision. Updates compute in single precision or better; in bfloat16
+            the rounding of heavy-tailed fits may flip the sign of det(Q), which does P no harm.
 
     Raises:
-        ValueError: If `max_size` or `max_skew` is negative.
+        ValueError: If `max_size` or `max_skew` is negative, or not the default beside a plan; if
+            the geometry does not keep a factor's pattern, or needs a finer dtype.
 
-    Source: S0 (13) for the form; design formulas 8.0 and 8.1 for the update. Deviation: factors
-    are balanced after every update, by powers of two, instead of exactly at random: this costs
-    no rounding, and leaves no random branch.
+    Source: S0 (13) for the form; design formulas 8.0 and 8.1 for the update; algorithms 4.5 to 4.8
+    for the plans. Deviation: factors are balanced after every update, by powers of two, instead of
+    exactly at random: this costs no rounding, and leaves no random branch.
     """
 
-    max_size: float = 8192
-    max_skew: float = 1.0
+    max_size: float = SizePlan.max_size
+    max_skew: float = SizePlan.max_skew
+    plan: Plan | None = None
     geometry: Geometry = Q0_5EQ1_5
-    normaliser: LipschitzEMA = LipschitzEMA()
+    normaliser: Normaliser = LipschitzEMA()
     dtype: torch.dtype | None = None
 
     name: ClassVar[str] = "Kron"
 
     def __post_init__(self) -> None:
-        for field in ("max_size", "max_skew"):
-            value = getattr(self, field)
-            if not value >= 0:
-                raise ValueError(f"Kron got {field} = {value}; give a number of at least 0.")
+        check_parts(self.name, self.normaliser, self.dtype)
+        by_size = SizePlan(max_size=self.max_size, max_skew=self.max_skew)
+        if self.plan is not None and by_size != SizePlan():
+            raise ValueError(
+                f"Kron got max_size = {self.max_size}, max_skew = {self.max_skew} and a plan; "
+                "give either, or the numbers to SizePlan."
+            )
+        if self.plan is not None:
+            expect(self.name, "plan", self.plan, Plan, "one of axis_plan, like SCAN")
+        check_factors(self.name, self.geometry, self._kinds, self.normaliser, self.dtype)
 
-    def _plan(self, shape: tuple[int, ...]) -> tuple[Factor, ...]:
-        return plan_axes(tuple(shape), self.max_size, self.max_skew)
+    @property
+    def _kinds(self) -> tuple[Factor, ...]:
+        return (self.plan or SizePlan()).kinds
+
+    @property
+    def layout(self) -> str:
+        """The name and what else the numbers depend on."""
+        kinds = ", ".join(kind.name for kind in self._kinds)
+        return f"{self.name}({self.geometry.name}: {kinds})"
+
+    @property
+    def needs_v(self) -> bool:
+        """Whether the geometry needs `v`: EQ does."""
+        return self.geometry.frame is Frame.LEFT
+
+    def _factors(self, shape: tuple[int, ...]) -> tuple[Factor, ...]:
+        # No SizePlan is made here: a compiled graph cannot hold a new one.
+        if self.plan is None:
+            return plan_by_size(tuple(shape), self.max_size, self.max_skew)
+        return self.plan.factors(tuple(shape))
 
     def _sizes(self, state: State) -> tuple[int, ...]:
         return tuple(state[f"q{i}"].shape[-1] for i in range(len(state) // 2))
@@ -72,14 +112,15 @@ class Kron(Preconditioner):
             The state.
 
         Raises:
-            ValueError: If the shape has no axis.
+            ValueError: If the shape has no axis, or not as many as the plan.
         """
         if not shape:
             raise ValueError("Kron got a shape without axes; view a scalar as (1,).")
         dtype = state_dtype(like, self.dtype)
-        share = (scale ** (1 / len(shape))).to(like.device, dtype)
+        power = 2 if self.geometry.fits_p else 1
+        share = (scale ** (power / len(shape))).to(like.device, dtype)
         state: State = {}
-        for i, (factor, n) in enumerate(zip(self._plan(shape), shape, strict=True)):
+        for i, (factor, n) in enumerate(zip(self._factors(shape), shape, strict=True)):
             state[f"q{i}"] = factor.init(n, share)
             state[f"l{i}"] = torch.zeros_like(lift(share.real))
         return state
@@ -89,67 +130,91 @@ class Kron(Preconditioner):
         # The estimate needs more rows where the factor itself is coarse (design formulas 8.3).
         rows = 128 if state["q0"].dtype in (torch.bfloat16, torch.float16) else 32
         draws: State = {}
-        for i, factor in enumerate(self._plan(self._sizes(state))):
+        for i, factor in enumerate(self._factors(self._sizes(state))):
             start = factor.start(state[f"q{i}"], rows, generator)
             if start is not None:
                 draws[f"start{i}"] = start
         return draws
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
-        """Fit the factors to one sample; keeps det(Q) > 0 for rates up to 0.87.
+        """Fit the factors to one sample; keeps det(Q) > 0 for rates up to 0.84.
 
-        The norm bound behind the step may be that part of the true norm.
+        The norm bound behind the step may be that part of the true norm, up to n = 2048.
         """
-        factors = self._plan(probe.h.shape[1:])
-        image, qs = self._precondition(state, probe.h)  # P h
-        elements = image[0].numel()
-        moved, safe = [], torch.ones_like(state["l0"], dtype=torch.bool)
-        for i, (factor, q) in enumerate(zip(factors, qs, strict=True)):
-            t1 = factor.gram(image, i)
-            t2 = elements / q.shape[-1] if probe.v is None else factor.gram(probe.v, i)
-            start = draws.get(f"start{i}")
-            bound = self.normaliser.grow(state[f"l{i}"], factor.curvature(t1, t2, start))
-            step = rate / bound  # (B,)
-            moved.append(factor.move(self.geometry, q, factor.difference(t1, t2), step, start))
-            # A sample too large for the sum of its squares says nothing: its row stays as it is.
-            safe = safe & bound.isfinite()
-            state[f"l{i}"].copy_(torch.where(bound.isfinite(), bound, state[f"l{i}"]))
+        factors, qs = self._computed(state, probe.h)
+        terms = curvature_terms(self.geometry, factors, qs, probe)
+        moved, safe = self.move(state, qs, terms, draws, rate)
         for i, (new, old) in enumerate(zip(_balance(moved), qs, strict=True)):
             state[f"q{i}"].copy_(torch.where(per_block(safe, new), new, old))
 
-    def _precondition(self, state: State, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return `P x` and the factors, in the dtype that an update computes in."""
+    def move(
+        self,
+        state: State,
+        qs: Sequence[Tensor],
+        terms: Sequence[Terms],
+        draws: State,
+        rate: Tensor | float,
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the factors after one step along given terms, and which rows took it.
+
+        Args:
+            state: Its divisors `l{i}` move on; nothing else is read.
+            qs: The factors' numbers, in the dtype to compute in.
+            terms: The curvature terms of every axis.
+            draws: What `draw` returned.
+            rate: Step size, a number or (B,).
+
+        Returns:
+            The factors, not balanced, and (B,), false where a sample was too large.
+        """
+        factors = self._factors(tuple(q.shape[-1] for q in qs))
+        moved, bounds, safe = [], [], torch.ones_like(state["l0"], dtype=torch.bool)
+        for i, (factor, q, pair) in enumerate(zip(factors, qs, terms, strict=True)):
+            start = draws.get(f"start{i}")
+            gradient = factor_gradient(self.geometry, factor, q, pair, start)
+            bounds.append(self.normaliser.grow(state[f"l{i}"], gradient))
+            moved.append(self.geometry.move(q, gradient, rate / bounds[i], start))
+            # A sample too large for the sum of its squares, or for its product with Q, says
+            # nothing: its row stays as it is.
+            safe = safe & bounds[i].isfinite() & finite_rows(moved[i])
+        for i, bound in enumerate(bounds):
+            state[f"l{i}"].copy_(torch.where(safe, bound, state[f"l{i}"]))
+        return moved, safe
+
+    def _computed(self, state: State, x: Tensor) -> tuple[tuple[Factor, ...], list[Tensor]]:
+        """Return the factors and their numbers, in the dtype to compute in with `x`."""
         dtype = torch.promote_types(state["q0"].dtype, lift(x).dtype)
-        x, qs = x.to(dtype), []
-        for i, factor in enumerate(self._plan(x.shape[1:])):
-            q = state[f"q{i}"].to(dtype)
-            x = factor.precondition(q, x, i)
-            qs.append(q)
-        return x, qs
+        factors = self._factors(x.shape[1:])
+        return factors, [state[f"q{i}"].to(dtype) for i in range(len(factors))]
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `P x`, one axis after the other."""
-        return self._precondition(state, x)[0].to(x.dtype)
+        factors, qs = self._computed(state, x)
+        return precondition(self.geometry, factors, qs, x.to(qs[0].dtype)).to(x.dtype)
 
     def to_dense(self, state: State) -> Tensor:
-        """Return the Kronecker product of the factors, (B, N, N)."""
-        factors = self._plan(self._sizes(state))
-        dense = factors[0].matrix(lift(state["q0"]))
-        for i, factor in enumerate(factors[1:], start=1):
-            m = factor.matrix(lift(state[f"q{i}"]))
-            product = torch.einsum("bij,bkl->bikjl", dense, m)
-            n = dense.shape[-1] * m.shape[-1]
-            dense = product.reshape(-1, n, n)
-        return dense
+        """Return the Kronecker product of the factors, (B, N, N).
+
+        Where the factors are those of `P`, it is the product of their Hermitian roots.
+        """
+        factors = self._factors(self._sizes(state))
+        stacks = [as_matrix(self.geometry, f, lift(state[f"q{i}"])) for i, f in enumerate(factors)]
+        return functools.reduce(_kron, stacks)
 
     def numel(self, shape: tuple[int, ...]) -> int:
-        """Return the sum over the axes of n^2 (dense) or n (diagonal)."""
-        return sum(f.numel(n) for f, n in zip(self._plan(shape), shape, strict=True))
+        """Return the sum over the axes, e.g. of n^2 (dense) or n (diagonal)."""
+        return sum(f.numel(n) for f, n in zip(self._factors(shape), shape, strict=True))
 
     def describe(self, shape: tuple[int, ...]) -> str:
         """Return e.g. `Kron(512 diagonal, 128 dense)`."""
-        axes = (f"{n} {f.name}" for f, n in zip(self._plan(shape), shape, strict=True))
+        axes = (f"{n} {f.name}" for f, n in zip(self._factors(shape), shape, strict=True))
         return f"{self.name}({', '.join(axes)})"
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """Return the Kronecker product of two stacks of matrices."""
+    n = a.shape[-1] * b.shape[-1]
+    return torch.einsum("bij,bkl->bikjl", a, b).reshape(-1, n, n)
 
 
 def _balance(qs: list[Tensor]) -> list[Tensor]:

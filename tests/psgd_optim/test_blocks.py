@@ -1,8 +1,13 @@
+"""Blocks: rows are views of stacks, and selections write back what they own and nothing else."""
+
 import pytest
 import torch
 
 from psgd_optim.blocks import Block
+from psgd_optim.forms.diagonal import Diagonal
 from psgd_optim.forms.kron import Kron
+from psgd_optim.scope import Split
+from psgd_optim.views import Joined, Stacked
 
 
 def block(dtype: torch.dtype = torch.float32) -> Block:
@@ -10,80 +15,112 @@ def block(dtype: torch.dtype = torch.float32) -> Block:
     params = [torch.randn(4, 1, 3, generator=rng).to(dtype).requires_grad_() for _ in range(3)]
     for i, p in enumerate(params):
         p.grad = torch.full_like(p, float(i + 1))
-    return Block.allocate(params, Kron(), momentum=True)
+    return Block.allocate(Stacked(params), Kron(), ["momentum"], ["radius"])
 
 
-def test_rows_are_views_of_the_stacks() -> None:
+def pieces() -> Block:
+    params = [torch.zeros(5, 3).requires_grad_() for _ in range(3)]
+    view, form = Split(Diagonal(), 3).arrange([("", p) for p in params])[0]
+    return Block.allocate(view, form, ["momentum"], ["radius"])
+
+
+def test_entries_are_views_of_the_stacks() -> None:
     stacked = block()
-    rows = stacked.rows()
+    rows = dict(enumerate(row for _, row in stacked.entries()))
     stacked.state["q0"][1].fill_(7)
     stacked.steps[2] = 5
     assert bool((rows[1]["q0"] == 7).all())
     assert float(rows[2]["step"]) == 5
-    assert rows[0]["momentum"].shape == (4, 1, 3)
-    for row in rows:
+    assert rows[0]["momentum"].shape == (4, 3)
+    assert rows[0]["radius"].shape == ()
+    for row in rows.values():
         for name in ("q0", "l0"):
             shared = row[name].untyped_storage().data_ptr()
             assert shared == stacked.state[name].untyped_storage().data_ptr()
 
 
-def test_gather_stacks_the_gradients_in_single_precision() -> None:
-    grads = block(torch.bfloat16).gather()
+def test_a_unit_of_several_rows_is_one_entry_with_a_name_of_its_own() -> None:
+    cut = pieces()  # (5, 3) into (2, 3) and (3, 3)
+    entries = list(cut.entries())
+    assert [param is p for (param, _), p in zip(entries, cut.view.params, strict=True)] == [
+        True
+    ] * 3
+    assert set(entries[0][1]) == {
+        f"2x3/{name}" for name in ("step", "momentum", "radius", "q", "l")
+    }
+    assert entries[0][1]["2x3/q"].shape == (1, 2, 3) or entries[0][1]["2x3/q"].shape == (2, 3)
+
+
+def test_what_is_allocated_has_the_dtypes_it_should() -> None:
+    half = block(torch.bfloat16)
+    assert half.extra["momentum"].dtype == half.extra["radius"].dtype == torch.float32
+    double = block(torch.float64)
+    assert double.extra["momentum"].dtype == torch.float64
+    assert double.steps.dtype == torch.float32
+
+
+def test_a_plan_without_memory_has_the_same_layout() -> None:
+    real = block()
+    plan = Block.allocate(real.view, Kron(), ["momentum"], ["radius"], torch.device("meta"))
+    for mine, theirs in ((real.state, plan.state), (real.extra, plan.extra)):
+        assert {n: (x.shape, x.dtype) for n, x in mine.items()} == {
+            n: (x.shape, x.dtype) for n, x in theirs.items()
+        }
+        assert all(x.is_meta for x in theirs.values())
+
+
+def test_gradients_are_stacked_in_single_precision() -> None:
+    grads = block(torch.bfloat16).gather_gradients()
     assert grads.shape == (3, 4, 3)
     assert grads.dtype == torch.float32
     torch.testing.assert_close(grads[:, 0, 0], torch.tensor([1.0, 2.0, 3.0]))
-
-
-def test_the_average_ramps_up_and_then_decays() -> None:
-    stacked = block()
-    ones = torch.ones(3)
-    seen = []
-    for t in range(30):
-        stacked.steps += 1
-        grads = torch.full((3, 4, 3), float(t))
-        seen.append(float(stacked.average(grads, ones, 0.9)[0, 0, 0]))
-    assert seen[:3] == [0.0, 0.5, 1.0]  # the plain mean while t / (t + 1) < 0.9
-    expected, mean = [], 0.0
-    for t in range(30):
-        decay = min(t / (t + 1), 0.9)
-        mean = decay * mean + (1 - decay) * t
-        expected.append(mean)
-    assert seen == pytest.approx(expected, rel=1e-5)
-
-
-def test_inactive_rows_keep_their_average() -> None:
-    stacked = block()
-    stacked.steps += torch.tensor([1.0, 0.0, 1.0])
-    stacked.average(torch.ones(3, 4, 3), torch.tensor([1.0, 0.0, 1.0]), 0.9)
-    torch.testing.assert_close(
-        stacked.momentum[:, 0, 0], torch.tensor([1.0, 0.0, 1.0]), rtol=0, atol=0
-    )
 
 
 def test_a_selection_writes_back_only_its_rows() -> None:
     stacked = block()
     part = stacked.select([0, 2])
     part.steps += 1
-    part.state["q0"] += 1
-    part.momentum += 1
+    for entry in (part.state["q0"], part.extra["momentum"], part.extra["radius"]):
+        entry += 1
+    part.pending.clear()
     before = stacked.state["q0"].clone()
     stacked.write_back(part)
-    assert stacked.steps.tolist() == [1, 0, 1]
+    assert stacked.steps.tolist() == stacked.extra["radius"].tolist() == [1, 0, 1]
     torch.testing.assert_close(stacked.state["q0"][1], before[1], rtol=0, atol=0)
     torch.testing.assert_close(stacked.state["q0"][2], before[2] + 1, rtol=0, atol=0)
-    assert stacked.momentum[1].abs().sum() == 0
-    assert stacked.momentum[2].min() == 1
+    assert stacked.extra["momentum"][1].abs().sum() == 0
+    assert stacked.extra["momentum"][2].min() == 1
+    assert stacked.pending == {1}
 
 
-def test_selecting_all_rows_copies_nothing() -> None:
+def test_a_selection_of_pieces_has_all_rows_of_its_units() -> None:
+    params = [torch.zeros(6).requires_grad_() for _ in range(3)]
+    view, form = Split(Diagonal(), 3).arrange([("", p) for p in params])[0]
+    cut = Block.allocate(view, form)
+    part = cut.select([2])
+    assert part.pending == {0, 1}
+    part.steps += 1
+    part.wait_for(torch.tensor([False, True]))
+    cut.write_back(part)
+    assert cut.steps.tolist() == [0, 0, 0, 0, 1, 1]
+    assert cut.pending == {0, 1, 2, 3, 5}
+
+
+def test_selecting_all_units_copies_nothing() -> None:
     stacked = block()
     assert stacked.select([0, 1, 2]) is stacked
 
 
-def test_scatter_decays_then_steps() -> None:
+def test_a_unit_has_a_gradient_when_one_of_its_parameters_has() -> None:
+    params = [torch.zeros(2).requires_grad_() for _ in range(3)]
+    params[1].grad = torch.ones(2)
+    assert Block.allocate(Stacked(params), Kron()).units_with_gradient() == [1]
+    assert Block.allocate(Joined(params), Kron()).units_with_gradient() == [0]
+
+
+def test_sparse_gradients_are_refused() -> None:
     stacked = block()
-    before = [p.detach().clone() for p in stacked.params]
-    with torch.no_grad():
-        stacked.scatter(torch.ones(3, 4, 3), lr=0.1, weight_decay=0.5)
-    for new, old in zip(stacked.params, before, strict=True):
-        torch.testing.assert_close(new.detach(), 0.95 * old - 0.1)
+    param = stacked.view.params[0]
+    param.grad = torch.zeros(4, 1, 3).to_sparse()
+    with pytest.raises(TypeError, match=r"sparse gradient for a parameter of shape \(4, 1, 3\)"):
+        stacked.units_with_gradient()

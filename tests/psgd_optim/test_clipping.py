@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from psgd_optim.clipping import Clip, ClipElement, ClipNorm, ClipRMS
+from psgd_optim.clipping import Clip, ClipElement, ClipNorm, ClipRMS, Limit, MatchRMS
 
 
 def updates(scale: float, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -44,7 +44,7 @@ def test_norm_limits_all_parameters_together() -> None:
 
 
 @pytest.mark.parametrize("kind", [ClipRMS, ClipElement, ClipNorm])
-def test_small_and_zero_updates_are_left_alone(kind: type[Clip]) -> None:
+def test_small_and_zero_updates_are_left_alone(kind: type[Limit]) -> None:
     for scale in (1e-3, 0.0):
         clipped = updates(scale)
         kind(1.0).clip_(clipped)
@@ -54,6 +54,92 @@ def test_small_and_zero_updates_are_left_alone(kind: type[Clip]) -> None:
 
 @pytest.mark.parametrize("kind", [ClipRMS, ClipElement, ClipNorm])
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
-def test_limits_not_above_zero_are_refused(kind: type[Clip], limit: float) -> None:
+def test_limits_not_above_zero_are_refused(kind: type[Limit], limit: float) -> None:
     with pytest.raises(ValueError, match=f"{kind.__name__} got the limit"):
         kind(limit)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(20))
+def test_p19_a_step_is_never_longer_than_lr_times_the_limit(dtype: torch.dtype, seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    size = 10 ** (6 * torch.rand(3, generator=rng) - 3)
+    clipped = [
+        (s * torch.randn(*shape, generator=rng) / torch.rand(*shape, generator=rng)).to(dtype)
+        for s, shape in zip(size.tolist(), [(2, 4, 3), (1, 7), (3, 1)], strict=True)
+    ]
+    before = [x.clone() for x in clipped]
+    lr, limit = 0.03, 1.7
+    ClipNorm(limit).clip_(clipped)
+    change = lr * torch.cat([x.flatten() for x in clipped]).double().norm()
+    assert change <= lr * limit * (1 + 4 * torch.finfo(dtype).eps)  # rounding of the factor
+    joint = torch.cat([x.flatten() for x in before]).double().norm()
+    for new, old in zip(clipped, before, strict=True):
+        expected = old if joint <= limit else old * (limit / joint).to(dtype)
+        torch.testing.assert_close(new, expected)
+
+
+def test_p19_the_limit_acts_in_place_and_is_no_op_up_to_the_limit() -> None:
+    x = torch.tensor([[3.0, 4.0]])
+    storage = x.data_ptr()
+    ClipNorm(5.0).clip_([x])  # exactly at the limit
+    assert x.tolist() == [[3.0, 4.0]]
+    ClipNorm(2.5).clip_([x])
+    assert x.tolist() == [[1.5, 2.0]]
+    assert x.data_ptr() == storage
+    zero = torch.zeros(2, 3)
+    ClipNorm(1e-30).clip_([zero])  # 0 / 0 would be undefined
+    assert not zero.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex128])
+@pytest.mark.parametrize("scale", [1e-40, 1e-30, 1.0, 1e30])
+def test_match_rms_gives_every_parameter_the_same_size(dtype: torch.dtype, scale: float) -> None:
+    new, old = updates(1.0, dtype), updates(1.0, dtype)
+    for x in new:
+        x.mul_(scale)
+    MatchRMS(0.3).clip_(new)
+    # 1e-40 is a subnormal number of single precision: it has 16 bits left.
+    rtol = 1e-3 if scale == 1e-40 and dtype == torch.float32 else 1e-6
+    for x, y in zip(new, old, strict=True):
+        torch.testing.assert_close(rms(x), torch.full_like(rms(x), 0.3), rtol=rtol, atol=0)
+        torch.testing.assert_close(
+            x, 0.3 * y / rms(y).view(-1, *(1,) * (y.ndim - 1)), rtol=rtol, atol=rtol
+        )
+
+
+def test_match_rms_leaves_zero_updates_zero_and_sees_each_row_alone() -> None:
+    x = torch.zeros(3, 5)
+    x[1, 2] = -1e-20
+    storage = x.data_ptr()
+    MatchRMS().clip_([x])
+    assert not x[0].any() and not x[2].any()
+    assert x[1].tolist() == pytest.approx([0, 0, -0.2 * 5**0.5, 0, 0])
+    assert x.data_ptr() == storage
+    MatchRMS().clip_([])
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (4, 12)])
+def test_match_rms_is_muons_rule_on_an_orthogonal_update(shape: tuple[int, int]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=rng, dtype=torch.float64),
+                               full_matrices=False)  # fmt: skip
+    update = (u @ v)[None].clone()
+    MatchRMS().clip_([update])
+    torch.testing.assert_close(update[0], 0.2 * max(shape) ** 0.5 * (u @ v))
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, float("nan")])
+def test_targets_not_above_zero_are_refused(target: float) -> None:
+    with pytest.raises(ValueError, match="MatchRMS got the target"):
+        MatchRMS(target)
+
+
+def test_a_scale_is_an_entry_of_the_clip_sequence() -> None:
+    for kind in (MatchRMS, ClipNorm):
+        assert issubclass(kind, Clip)
+    assert not issubclass(MatchRMS, Limit)
+    x = torch.full((1, 4), 7.0)
+    for clip in (ClipElement(2.0), MatchRMS(0.2)):
+        clip.clip_([x])
+    torch.testing.assert_close(x, torch.full((1, 4), 0.2))

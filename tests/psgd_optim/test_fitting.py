@@ -1,10 +1,12 @@
 import itertools
+import math
 
 import pytest
 import torch
 
-from psgd_optim.fitting import Fitting, initial_scale, noise_generator
-from psgd_optim.schedules import Every
+from psgd_optim.fitting import Fitting, initial_scale
+from psgd_optim.noise import noise_generator
+from psgd_optim.schedules import Adaptive, Every
 
 CPU = torch.device("cpu")
 
@@ -88,8 +90,27 @@ def test_seeds_that_cannot_be_saved_are_refused(seed: float) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("precond_lr", 1.0), ("precond_lr", -0.1), ("gate", 1.1), ("init_scale", 0.0)],
+    [
+        ("precond_lr", 1.0),
+        ("precond_lr", -0.1),
+        ("gate", 1.1),
+        ("init_scale", 0.0),
+        ("max_memory", 0),
+        ("max_memory", math.nan),
+    ],
 )
 def test_numbers_outside_their_range_are_refused(setting: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{setting} = {value}"):
         Fitting(**{setting: value})
+
+
+def test_an_adaptive_rate_is_its_largest_one_where_the_gate_is_open() -> None:
+    fitting = Fitting(precond_lr=Adaptive(0.1, 0.5), gate=Every(2))
+    assert [fitting.rate(0, step) for step in range(4)] == [0.5, 0, 0.5, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_the_initial_scale_equals_its_formula(dtype: torch.dtype) -> None:
+    grad = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    expected = (grad.abs().pow(4).flatten(1).mean(dim=1) + 0.3**4) ** (-1 / 8)
+    torch.testing.assert_close(initial_scale(grad, peaks(grad), 0.3), expected)

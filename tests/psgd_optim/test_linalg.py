@@ -45,6 +45,24 @@ def test_the_norm_bound_is_tight_from_below(n: int, kind: str, dtype: torch.dtyp
     assert bool((ratio >= 0.8).all())
 
 
+@pytest.mark.parametrize("n", [64, 256, 512])
+def test_the_norm_bound_finds_a_spread_eigenvector_among_ones(n: int) -> None:
+    """The worst case known: no entry and no row tells of the largest eigenvalue."""
+    u = stack((n, 1), 5, torch.float32)
+    u = u / u.norm(dim=1, keepdim=True)
+    for size in (1.15, 1.25, 1.5, 2.0):
+        a = torch.eye(n) + (size - 1) * u @ u.mT
+        ratio = linalg.spectral_norm_bound(a, stack((32, n), 6, torch.float32)) / size
+        assert bool((ratio <= 1 + 1e-5).all())
+        assert bool((ratio >= 0.84).all())
+
+
+def test_the_norm_bound_is_at_least_the_largest_entry() -> None:
+    a = torch.linspace(0.9, 1.0, 8).diag()[None]  # a power iteration cannot part these
+    bound = linalg.spectral_norm_bound(a, stack((2, 8), 2, torch.float32)[:1])
+    assert float(bound) >= 1.0
+
+
 def test_the_norm_bound_of_zero_is_zero() -> None:
     bound = linalg.spectral_norm_bound(torch.zeros(2, 5, 5), stack((32, 5), 0, torch.float32))
     torch.testing.assert_close(bound, torch.zeros(2))
@@ -75,6 +93,43 @@ def test_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.dtype) -> No
     assert float(asymmetry) < 1e-3
     # Each step is unitary to a^4 / 4 <= 6e-5 relative; steps shrink as Q becomes symmetric.
     assert float((rotated.mH @ rotated - gram).norm() / gram.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_third_order_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.dtype) -> None:
+    n = 8
+    symmetric = reference.random_spd(n, torch.Generator().manual_seed(0), dtype)[None]
+    small = 0.05 * stack((n, n), 5, dtype)
+    q = torch.linalg.matrix_exp(small - small.mH) @ symmetric
+    start = stack((32, n), 6, torch.float64)
+    rotated = linalg.rotate_onto_psd(q, start, turns=40)
+    assert bool(((rotated - rotated.mH).abs() < 1e-3 * rotated.abs().amax(dim=(1, 2))[0]).all())
+    gram = q.mH @ q
+    # unitary to a^6 / 64 <= 2.2e-5 in a step of angle 1/3; angles shrink quickly
+    assert float((rotated.mH @ rotated - gram).norm() / gram.norm()) < 1e-4
+    again = linalg.rotate_onto_psd(rotated, start)
+    torch.testing.assert_close(again, rotated, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fold_undoes_unfold(shape: tuple[int, ...]) -> None:
+    x = stack(shape)
+    for axis in range(len(shape)):
+        columns = linalg.unfold(x, axis)
+        torch.testing.assert_close(columns[0], reference.unfold(x[0], axis))
+        torch.testing.assert_close(linalg.fold(columns, x.shape, axis), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_hermitian_roots(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    a = torch.stack([reference.random_spd(4, rng, dtype) for _ in range(2)])
+    skew = stack((4, 4), 1, dtype)
+    root = linalg.hermitian_root(a + skew - skew.mH)
+    torch.testing.assert_close(root @ root, a)
+    a[0] = torch.nan
+    torch.testing.assert_close(linalg.hermitian_root(a)[1], root[1])
+    assert not bool(linalg.hermitian_root(a)[0].isfinite().any())
 
 
 def test_a_symmetric_matrix_is_not_rotated() -> None:

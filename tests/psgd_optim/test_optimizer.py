@@ -20,7 +20,9 @@ from psgd_optim import (
     GradientWhitening,
     Kron,
     MomentumWhitening,
+    block_step,
 )
+from psgd_optim.blocks import Block
 
 SHAPES = [(6, 4), (6, 4), (4,), (6, 1, 4), ()]
 FORMS = {
@@ -55,35 +57,40 @@ def equal(xs: list[Tensor], ys: list[Tensor]) -> bool:
 # --- it optimizes --------------------------------------------------------------------------------
 
 
+def distance_after(build: Callable[[list[Tensor]], torch.optim.Optimizer]) -> float:
+    """Fit x = 0 from 1 on features of six scales; return what is left of row 2 of x.
+
+    That row has 1 / 1000 of the largest curvature.
+    """
+    scales = torch.logspace(-1, 1.5, 6)
+    x = torch.ones(6, 4, requires_grad=True)
+    optimizer = build([x])
+    lr = optimizer.param_groups[0]["lr"]
+    rng = torch.Generator().manual_seed(0)
+    for step in range(400):
+        optimizer.param_groups[0]["lr"] = lr * (1 - step / 400)
+        features = scales * torch.randn(16, 6, generator=rng)
+        noise = 0.1 * torch.randn(16, 4, generator=rng)
+        optimizer.zero_grad()
+        ((features @ x - noise).square().mean()).backward()
+        optimizer.step()
+    return float(x.detach()[2].norm()) / 2
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("criterion", [GradientWhitening(), MomentumWhitening()])
 def test_it_moves_along_flat_directions_as_fast_as_along_steep_ones(
     form: str, criterion: Any
 ) -> None:
-    scales = torch.logspace(-1, 1.5, 6)
-
-    def distance_after(build: Callable[[list[Tensor]], torch.optim.Optimizer]) -> Tensor:
-        """Fit x = 0 from 1 on features of these scales; return what is left of each row."""
-        x = torch.ones(6, 4, requires_grad=True)
-        optimizer = build([x])
-        lr = optimizer.param_groups[0]["lr"]
-        rng = torch.Generator().manual_seed(0)
-        for step in range(600):
-            optimizer.param_groups[0]["lr"] = lr * (1 - step / 600)
-            features = scales * torch.randn(16, 6, generator=rng)
-            noise = 0.1 * torch.randn(16, 4, generator=rng)
-            optimizer.zero_grad()
-            ((features @ x - noise).square().mean()).backward()
-            optimizer.step()
-        return x.detach().norm(dim=1) / 2
-
     # The diagonal form forgets the large first gradients more slowly (its normaliser's beta).
     fitting = Fitting(gate=1.0, precond_lr=0.5 if form == "diagonal" else 0.1)
     settings: dict[str, Any] = {"form": FORMS[form], "criterion": criterion, "fitting": fitting}
-    # Row 2 has 1 / 1000 of the largest curvature.
-    assert float(distance_after(lambda ps: PSGD(ps, 0.01, **settings))[2]) < 0.4
-    # The control, SGD at its largest stable step, leaves that row nearly where it was.
-    assert float(distance_after(lambda ps: torch.optim.SGD(ps, 0.002))[2]) > 0.6
+    assert distance_after(lambda ps: PSGD(ps, 0.015, **settings)) < 0.4
+
+
+def test_the_largest_stable_step_without_it_leaves_flat_directions_where_they_were() -> None:
+    """The control of the test above."""
+    assert distance_after(lambda ps: torch.optim.SGD(ps, 0.002)) > 0.6
 
 
 def test_the_default_optimizer_solves_a_regression() -> None:
@@ -206,7 +213,7 @@ def test_stacking_changes_nothing() -> None:
         optimizer.step()
         for single in singles:
             single.step()
-    assert len(optimizer._blocks[0]) == 3  # (6, 4) three times, (4,), ()
+    assert len(optimizer._store.groups[0]) == 3  # (6, 4) three times, (4,), ()
     for x, y in zip(together, apart, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-14)
 
@@ -232,13 +239,13 @@ def test_the_host_looks_at_values_only_until_all_have_started(
 ) -> None:
     params = parameters()
     optimizer = PSGD(params)
-    start, starts = PSGD._start, []
+    start, starts = block_step._start, []
 
-    def counting(self: PSGD, block: Any, *rest: Any) -> None:
-        starts.append(len(block.params))
-        start(self, block, *rest)
+    def counting(block: Block, *rest: Any) -> None:
+        starts.append(len(block.view.params))
+        start(block, *rest)
 
-    monkeypatch.setattr(PSGD, "_start", counting)
+    monkeypatch.setattr(block_step, "_start", counting)
     for step in range(4):
         set_gradients(params, step)
         params[1].grad = None  # one of a stack of three, which never gets any
@@ -305,6 +312,7 @@ def test_state_is_views_of_stacks_and_no_step_replaces_it() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("stop", [0, 1, 4])
 def test_a_resumed_run_continues_bit_for_bit(form: str, dtype: torch.dtype, stop: int) -> None:
+    """P33."""
     fitting = Fitting(gate=0.5, seed=5)
     whole = parameters(dtype)
     run(PSGD(whole, form=FORMS[form], fitting=fitting), whole, range(8))
@@ -376,7 +384,7 @@ def test_loaded_state_keeps_its_dtypes_and_is_stacked() -> None:
     assert state["momentum"].dtype == state["l0"].dtype == torch.float32
     assert (
         state["q0"].untyped_storage().data_ptr()
-        == optimizer._blocks[0][0].state["q0"].untyped_storage().data_ptr()
+        == optimizer._store.groups[0][0].state["q0"].untyped_storage().data_ptr()
     )
 
 
@@ -395,9 +403,11 @@ def test_state_of_another_optimizer_is_refused_and_nothing_changes(other: dict[s
     optimizer = PSGD(params)
     run(optimizer, params, range(2))
     before = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match="momentum"):
+    with pytest.raises(ValueError, match=r"build it with the form|momentum = 0"):
         optimizer.load_state_dict(theirs.state_dict())
-    torch.testing.assert_close(optimizer.state_dict(), before, rtol=0, atol=0)
+    after = optimizer.state_dict()
+    torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
+    assert after["param_groups"] == before["param_groups"]
     run(optimizer, params, range(2, 4))
 
 
@@ -419,7 +429,7 @@ def test_the_state_dict_holds_plain_values_only() -> None:
     state = optimizer.state_dict()
     assert all(isinstance(x, Tensor) for s in state["state"].values() for x in s.values())
     for group in state["param_groups"]:
-        assert all(isinstance(x, float | int | list) for x in group.values())
+        assert all(isinstance(x, float | int | str | list) for x in group.values())
 
 
 # --- living with torch ---------------------------------------------------------------------------
@@ -459,6 +469,7 @@ def test_a_closure_is_called_with_gradients_enabled() -> None:
 
 
 def test_groups_have_their_own_numbers_and_forms() -> None:
+    """P33."""
     params = parameters()
     optimizer = PSGD([{"params": params[:1], "lr": 0.0}, {"params": params[1:4]}], 1e-2)
     optimizer.add_param_group({"params": params[4:], "form": Diagonal()})
@@ -584,6 +595,7 @@ def test_update_first_decides_which_q_preconditions() -> None:
 
 
 def test_complex_parameters_are_stepped() -> None:
+    """P33."""
     x = torch.randn(4, 3, dtype=torch.complex64, requires_grad=True)
     optimizer = PSGD([x], 1e-2)
     before = float(x.detach().abs().square().sum())
@@ -653,6 +665,7 @@ def test_numbers_outside_their_range_are_refused(settings: dict[str, Any], messa
 
 
 def test_sparse_gradients_are_refused_before_anything_moves() -> None:
+    """P33."""
     dense = nn.Linear(4, 3)
     sparse = nn.Embedding(10, 4, sparse=True)
     optimizer = PSGD([*dense.parameters(), *sparse.parameters()])

@@ -1,0 +1,1 @@
+"""One-axis factors of a preconditioner, one module per pattern."""

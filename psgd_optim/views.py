@@ -1,0 +1,206 @@
+"""Views: how the parameters of a block lie in its stack of rows (B, *shape).
+
+A row is what a form sees as one parameter: a tensor, a piece of one, or many tensors joined into a
+vector. A unit is the smallest set of rows that has or has not a gradient as a whole.
+"""
+
+import abc
+from collections.abc import Callable, Iterable, Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+
+Source = Callable[[Tensor], Tensor | None]
+"""Maps a parameter to a tensor of its shape, or to `None` for zeros."""
+
+
+def squeezed(shape: Iterable[int]) -> tuple[int, ...]:
+    """Return a shape without its axes of size 1; a single number becomes (1,).
+
+    >>> squeezed((64, 1, 3)), squeezed(())
+    ((64, 3), (1,))
+    """
+    return tuple(n for n in shape if n != 1) or (1,)
+
+
+class View(abc.ABC):
+    """The layout of a block's parameters.
+
+    Attributes:
+        shape: The shape of a row.
+        units: The parameters of every unit, each with the same number of rows.
+        rows_per_unit: That number.
+        prefix: Before the names of state entries, where a parameter is in several views.
+    """
+
+    shape: tuple[int, ...]
+    units: list[list[Tensor]]
+    rows_per_unit: int
+    prefix: str
+
+    @abc.abstractmethod
+    def only(self, units: Sequence[int]) -> "View":
+        """Return the view of some units."""
+
+    @abc.abstractmethod
+    def gather(self, source: Source) -> Tensor:
+        """Return a new stack (B, *shape) of what `source` maps the parameters to."""
+
+    @abc.abstractmethod
+    def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return views of the parameters, and views of a stack's rows of the same shapes."""
+
+    @property
+    def params(self) -> list[Tensor]:
+        """All parameters, in row order."""
+        return [p for unit in self.units for p in unit]
+
+    @property
+    def rows(self) -> int:
+        """The number of rows, B."""
+        return len(self.units) * self.rows_per_unit
+
+    @property
+    def like(self) -> Tensor:
+        """A parameter with the dtype and device of all."""
+        return self.units[0][0]
+
+
+@final
+class Stacked(View):
+    """Every parameter is one row; all have one shape but for axes of size 1."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        """Lay out parameters of one squeezed shape, dtype and device."""
+        self.shape = squeezed(params[0].shape)
+        self.units = [[p] for p in params]
+        self.rows_per_unit = 1
+        self.prefix = ""
+
+    def only(self, units: Sequence[int]) -> View:
+        """Return the view of some parameters."""
+        return Stacked([self.units[i][0] for i in units])
+
+    def gather(self, source: Source) -> Tensor:
+        """Return the tensors, stacked."""
+        return torch.stack([_or_zeros(source, p).reshape(self.shape) for p in self.params])
+
+    def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters and their rows."""
+        params = self.params
+        rows = [row.view(p.shape) for row, p in zip(stack.unbind(), params, strict=True)]
+        return params, rows
+
+
+@final
+class Joined(View):
+    """All parameters are one row: their elements, one after the other."""
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        """Lay out parameters of one dtype and device."""
+        self.shape = (sum(p.numel() for p in params),)
+        self.units = [list(params)]
+        self.rows_per_unit = 1
+        self.prefix = ""
+
+    def only(self, units: Sequence[int]) -> View:
+        """Return this view: there is one unit."""
+        return self
+
+    def gather(self, source: Source) -> Tensor:
+        """Return the tensors as one row; a parameter without one counts as zero."""
+        return torch.cat([_or_zeros(source, p).flatten() for p in self.params]).unsqueeze(0)
+
+    def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters that have a gradient, and their parts of the row."""
+        params = self.params
+        parts = torch.split(stack[0], [p.numel() for p in params])
+        found = [(p, x.view(p.shape)) for p, x in zip(params, parts, strict=True) if _moves(p)]
+        return [p for p, _ in found], [x for _, x in found]
+
+
+@final
+class Pieces(View):
+    """Every parameter is cut into rows of one shape: some of the boxes of a grid."""
+
+    def __init__(self, params: Sequence[Tensor], boxes: Sequence[tuple[slice, ...]]) -> None:
+        """Lay out the same boxes of parameters of one shape, dtype and device.
+
+        Args:
+            params: The parameters.
+            boxes: Slices of one size, a tuple with one for every axis of more than one element.
+        """
+        self._boxes = list(boxes)
+        self._whole = squeezed(params[0].shape)
+        self.shape = tuple(s.stop - s.start for s in boxes[0])
+        self.units = [[p] for p in params]
+        self.rows_per_unit = len(self._boxes)
+        self.prefix = "x".join(map(str, self.shape)) + "/"
+
+    def only(self, units: Sequence[int]) -> View:
+        """Return the view of the same boxes of some parameters."""
+        return Pieces([self.units[i][0] for i in units], self._boxes)
+
+    def gather(self, source: Source) -> Tensor:
+        """Return the boxes of all tensors, stacked."""
+        wholes = [_or_zeros(source, p).reshape(self._whole) for p in self.params]
+        return torch.stack([whole[box] for whole in wholes for box in self._boxes])
+
+    def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the boxes as views of the parameters, and their rows."""
+        wholes = [p.squeeze() if p.numel() > 1 else p.reshape(1) for p in self.params]
+        boxes = [whole[box] for whole in wholes for box in self._boxes]
+        return boxes, list(stack.unbind())
+
+
+@final
+class Touched(View):
+    """One matrix, or some of its rows: a step moves copies of them, and `commit` puts these back.
+
+    Not squeezed: the axes mean rows and columns, however long they are.
+    """
+
+    def __init__(self, param: Tensor, index: Tensor | None = None) -> None:
+        """Lay out the rows of a matrix (I, D) that an index (t,) names, or all of them."""
+        self.shape = tuple(param.shape) if index is None else (len(index), *param.shape[1:])
+        self.units = [[param]]
+        self.rows_per_unit = 1
+        self.prefix = ""
+        self._index = index
+        self._moved: Tensor | None = None
+
+    def only(self, units: Sequence[int]) -> View:
+        """Return this view: there is one unit."""
+        return self
+
+    def gather(self, source: Source) -> Tensor:
+        """Return copies of the rows of a dense tensor, (1, t, D)."""
+        return self._rows(_or_zeros(source, self.like)).unsqueeze(0)
+
+    def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return copies of the rows, and the stack's one row."""
+        self._moved = self._rows(self.like)
+        return [self._moved], [stack[0]]
+
+    def commit(self) -> None:
+        """Write the copies that `pairs` returned into the parameter, and nothing else."""
+        if self._moved is None:
+            return
+        if self._index is None:
+            self.like.copy_(self._moved)
+        else:
+            self.like.index_copy_(0, self._index, self._moved)
+        self._moved = None
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.clone() if self._index is None else x.index_select(0, self._index)
+
+
+def _or_zeros(source: Source, param: Tensor) -> Tensor:
+    found = source(param)
+    return torch.zeros_like(param) if found is None else found
+
+
+def _moves(param: Tensor) -> bool:
+    return param.grad is not None
