@@ -34,7 +34,7 @@ Pairs = tuple[Probes, Mapping[Tensor, Tensor]]
 _NO_NAMES: Mapping[Tensor, str] = {}
 
 
-class PairSource(abc.ABC):
+class PairSource:
     """Where pairs come from; concrete sources are final frozen dataclasses."""
 
     needs_closure: ClassVar[bool] = False
@@ -42,7 +42,6 @@ class PairSource(abc.ABC):
     memory: ClassVar[tuple[str, ...]] = ()
     """Names of the tensors (B, *shape) that it keeps from step to step, zero at the start."""
 
-    @abc.abstractmethod
     def observe(self, param: Tensor, grad: Tensor, memory: State) -> tuple[Tensor, Tensor] | None:
         """Return the pair that this step's parameters and gradients make with the memory.
 
@@ -54,23 +53,17 @@ class PairSource(abc.ABC):
         Returns:
             `(v, h)`, (B, *shape) each, or `None` if the source has its pairs from elsewhere.
         """
-
-    @abc.abstractmethod
-    def remember(self, param: Tensor, grad: Tensor, memory: State, active: Tensor) -> None:
-        """Update the memory, in place, of the rows where `active` (B,) is 1, not 0."""
-
-
-class LossSource(PairSource):
-    """A source that differentiates the loss."""
-
-    needs_closure: ClassVar[bool] = True
-
-    def observe(self, param: Tensor, grad: Tensor, memory: State) -> tuple[Tensor, Tensor] | None:
-        """Return nothing: `evaluate` makes the pairs."""
         return None
 
     def remember(self, param: Tensor, grad: Tensor, memory: State, active: Tensor) -> None:
-        """Remember nothing."""
+        """Update the memory, in place, of the rows where `active` (B,) is 1, not 0."""
+        return  # most sources remember nothing
+
+
+class LossSource(PairSource, abc.ABC):
+    """A source that differentiates the loss."""
+
+    needs_closure: ClassVar[bool] = True
 
     @abc.abstractmethod
     def evaluate(
@@ -235,13 +228,6 @@ class GradientDifference(PairSource):
 @dataclass(frozen=True)
 class Given(PairSource):
     """Takes the pair that the caller passes to `step(pair=(v, hv))` in the steps that fit `Q`."""
-
-    def observe(self, param: Tensor, grad: Tensor, memory: State) -> tuple[Tensor, Tensor] | None:
-        """Return nothing: the caller makes the pairs."""
-        return None
-
-    def remember(self, param: Tensor, grad: Tensor, memory: State, active: Tensor) -> None:
-        """Remember nothing."""
 
 
 def given_pairs(pair: tuple[Sequence[Tensor], Sequence[Tensor]], params: Sequence[Tensor]) -> Pairs:
