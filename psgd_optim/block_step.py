@@ -1,8 +1,7 @@
 """What one step does to one block: start, average, fit, precondition."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
-from psgd_optim.linalg import abs_square, finite_rows, per_block
+from psgd_optim.linalg import abs_square, finite_rows, keep_rows, row_peaks
 from psgd_optim.schedules import Adaptive
 from psgd_optim.types import Probe
 
@@ -28,6 +27,7 @@ class StepRules:
         momentum: Decay of the gradient average.
         nesterov: Whether the step looks ahead of the average.
         pairs: Hessian-vector pairs, in the steps that have some.
+        uses: About how often `P` is applied between two fits.
         generator: Makes the generator of the block's noise in this step.
     """
 
@@ -37,6 +37,7 @@ class StepRules:
     momentum: float
     nesterov: bool
     pairs: Pairs | None
+    uses: float
     generator: Callable[[], torch.Generator]
 
 
@@ -51,14 +52,15 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
         (B, *shape), zero in rows to leave alone, and (B,).
     """
     grads = block.gather_gradients()
-    peak = _peak(grads)
-    ok = peak.isfinite()
-    grads.masked_fill_(~per_block(ok, grads), 0)
+    ok = finite_rows(grads)
+    grads = keep_rows(ok, grads)
     pair, sound = _pair(block, rules, grads)
     # Without a given scale, a row may have to wait for a pair to start from.
     waits = rules.criterion.pairs is not None and rules.fitting.init_scale is None
-    ready = (peak > 0) & sound if waits else peak > 0
-    active = ok & ((block.steps > 0) | ready)
+    active = ok
+    if block.pending:
+        ready = row_peaks(grads) > 0
+        active = ok & ((block.steps > 0) | (ready & sound if waits else ready))
     before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending and not (waits and pair is None):
@@ -77,18 +79,13 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     update = _direction(block, rules, ahead) if update is None else update
     # Rows left alone keep their parameter too, whatever their average still holds; and an
     # average too large for P, or a P that is broken, gives no direction.
-    sound = ok & (torch.isfinite(_peak(update)) | ~active)
-    return torch.where(per_block(sound & active, update), update, 0), sound
-
-
-def _peak(x: Tensor) -> Tensor:
-    """Return the largest modulus of each row, (B,), not finite when any entry is not."""
-    peak: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=math.inf, dim=1)
-    return peak
+    sound = ok & (finite_rows(update) | ~active)
+    return keep_rows(sound & active, update), sound
 
 
 def _direction(block: Block, rules: StepRules, x: Tensor) -> Tensor:
-    return rules.criterion.direction(lambda y: block.form.apply(block.state, y), x)
+    operator = block.operator(rules.uses)
+    return rules.criterion.direction(lambda y: block.form.apply(operator, y), x)
 
 
 def _pair(
@@ -107,15 +104,14 @@ def _pair(
     else:
         param = block.view.gather(lambda p: p.detach()).to(grads.dtype)
         found = source.observe(param, grads, block.extra)
-        active = grads.flatten(1).abs().amax(dim=1) > 0
+        active = row_peaks(grads) > 0
         source.remember(param, grads, block.extra, active.to(block.steps.dtype))
         if found is None:
             return None, ~usable
         v, h = found
         usable = block.steps > 0  # the first gradient has none to be compared with
     sound = usable & finite_rows(v) & finite_rows(h)
-    bad = ~per_block(sound, h)
-    return (v.masked_fill(bad, 0), h.masked_fill(bad, 0)), sound
+    return (keep_rows(sound, v), keep_rows(sound, h)), sound
 
 
 def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -> None:
@@ -129,7 +125,7 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -
         return
     if rules.fitting.init_scale is None:
         sample = rules.criterion.size_sample(evidence)[index]
-        scale = initial_scale(sample, _peak(sample), rules.criterion.damping)
+        scale = initial_scale(sample, row_peaks(sample), rules.criterion.damping)
     else:
         scale = evidence.grad.real.new_full(index.shape, rules.fitting.init_scale)
     started = block.form.init(block.view.shape, scale, block.view.like)
@@ -143,15 +139,19 @@ def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Tensor) -> No
     form = block.form
     probe = rules.criterion.probe(evidence, block.extra, generator, needs_v=form.needs_v)
     rates = rules.rate * rows.to(probe.h.real.dtype)
-    if isinstance(rules.fitting.precond_lr, Adaptive):
-        rates = rates * _adapted(block, rules.fitting.precond_lr, probe, rows)
+    adaptive = rules.fitting.precond_lr
+    if form.wants_image or isinstance(adaptive, Adaptive):
+        probe = replace(probe, image=form.apply(block.operator(rules.uses), probe.h))
+    if isinstance(adaptive, Adaptive):
+        rates = rates * _adapted(block, adaptive, probe, rows)
     form.update(block.state, probe, form.draw(block.state, generator), rates)
 
 
 def _adapted(block: Block, adaptive: Adaptive, probe: Probe, rows: Tensor) -> Tensor:
     """Return the part of the largest step size that the whitening error asks for, (B,)."""
-    image = block.form.apply(block.state, probe.h)
-    size = abs_square(image).flatten(1).mean(dim=1)
+    if probe.image is None:
+        raise ValueError("An adaptive step size got a sample without its image P h.")
+    size = abs_square(probe.image).flatten(1).mean(dim=1)
     if probe.v is not None:
         size = size / abs_square(probe.v).flatten(1).mean(dim=1)
     error = (size - 1).abs().nan_to_num(nan=1.0).clamp(max=1.0).to(block.steps.dtype)

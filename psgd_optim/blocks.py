@@ -34,6 +34,7 @@ class Block:
         # Rows that are not known on the host to have seen a first non-zero gradient.
         self.pending = set(range(view.rows))
         self._units: list[int] | None = None  # the units of a larger block that this one copies
+        self._prepared: tuple[float, list[tuple[Tensor, int]], State] | None = None
 
     @classmethod
     def allocate(
@@ -71,6 +72,23 @@ class Block:
             rows: (B,), boolean.
         """
         self.pending = set(rows.nonzero().flatten().tolist())
+
+    def operator(self, uses: float) -> State:
+        """Return what the form's `apply` takes, made once for every change of the state.
+
+        Args:
+            uses: About how often it is applied until the next change.
+        """
+        # A tensor counts what is written to it, so nobody who changes the state has to tell.
+        now = [(x, x._version) for x in self.state.values()]
+        if self._prepared is not None:
+            for_uses, then, prepared = self._prepared
+            same = all(x is y and v == w for (x, v), (y, w) in zip(now, then, strict=True))
+            if same and uses == for_uses:
+                return prepared
+        prepared = self.form.prepare(self.state, uses)
+        self._prepared = (uses, now, prepared)
+        return prepared
 
     def entries(self) -> Iterator[tuple[Tensor, State]]:
         """Yield every unit's first parameter with the state of its rows, as views of the stacks.

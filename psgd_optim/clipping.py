@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import abs_square, per_block
+from psgd_optim.linalg import per_block, row_peaks, safe_row_norms, surely
 
 
 class Clip(abc.ABC):
@@ -57,7 +57,8 @@ class ClipRMS(Limit):
         """Scale down every parameter whose root mean square is above the limit."""
         for update in updates:
             rms = _rms(update)
-            update.mul_(per_block(_shrink(rms, self.limit), update))
+            if not surely(rms <= self.limit):
+                update.mul_(per_block(_shrink(rms, self.limit), update))
 
 
 @final
@@ -132,15 +133,11 @@ class MatchRMS(Clip):
     def clip_(self, updates: Sequence[Tensor]) -> None:
         """Scale every parameter's update to the target, but for zero ones."""
         for update in updates:
-            update.div_(per_block(_peak(update), update))  # first to unit size: no overflow
+            peak = row_peaks(update).clamp(min=torch.finfo(update.dtype).tiny)
+            update.div_(per_block(peak, update))  # first to unit size: no overflow
             rms = _rms(update)
             factor = torch.where(rms > 0, self.target / rms, 0)
             update.mul_(per_block(factor, update))
-
-
-def _peak(x: Tensor) -> Tensor:
-    """Return the largest modulus of each row, (B,), at least the smallest normal number."""
-    return x.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _clip_joint_(updates: Sequence[Tensor], limit: float) -> None:
@@ -160,8 +157,8 @@ def _clip_joint_(updates: Sequence[Tensor], limit: float) -> None:
 
 def _rms(x: Tensor) -> Tensor:
     """Return the root mean square of each row, (B,), of any size that the dtype holds."""
-    peak = _peak(x)
-    return peak * abs_square(x / per_block(peak, x)).flatten(1).mean(dim=1).sqrt()
+    rms: Tensor = safe_row_norms(x) / x[0].numel() ** 0.5
+    return rms
 
 
 def _shrink(size: Tensor, limit: float) -> Tensor:

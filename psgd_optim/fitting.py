@@ -10,6 +10,9 @@ from psgd_optim.noise import coin
 from psgd_optim.schedules import Anneal, value_at
 from psgd_optim.types import Rate
 
+STRETCH = 64
+"""Steps for which `Fitting.uses` is the same; many enough to average over a gate that flips."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
@@ -84,6 +87,20 @@ class Fitting:
                 f"precond_lr gave {rate} at step {step}; give a function with values in [0, 1)."
             )
         return rate
+
+    def uses(self, step: int) -> float:
+        """Return about how often `P` is applied per fit, by the gate of past steps: a power of two.
+
+        It is the same for every step of a stretch, so that a resumed run computes what it would
+        have computed: which products are formed depends on it, and so does rounding.
+
+        Args:
+            step: Counted from 0.
+        """
+        first = step - step % STRETCH
+        past = range(first - STRETCH, first) if first else range(1)
+        mean = sum(value_at(self.gate, s) for s in past) / len(past)
+        return 2.0 ** math.floor(math.log2(1 + 1 / max(mean, 1 / STRETCH)))
 
 
 def initial_scale(grad: Tensor, peak: Tensor, damping: float) -> Tensor:

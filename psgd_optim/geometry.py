@@ -15,15 +15,11 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from psgd_optim.group_gradient import FactorGradient
-from psgd_optim.linalg import (
-    hermitian_part,
-    per_block,
-    rotate_onto_psd,
-    rotate_towards_psd,
-)
+from psgd_optim.linalg import per_block, rotate_onto_psd, rotate_towards_psd
 
 
 class Frame(enum.Enum):
@@ -79,24 +75,22 @@ class Geometry:
 
 def _left(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- (I - step E) Q`."""
-    return q - per_block(step, q) * gradient.left(q)
+    return torch.addcmul(q, per_block(-step, q), gradient.left(q))
 
 
 def _right(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- Q (I - step E)`."""
-    return q - per_block(step, q) * gradient.right(q)
+    return torch.addcmul(q, per_block(-step, q), gradient.right(q))
 
 
 def _sandwich(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- M Q M` with `M = I - step E`; keeps `Q` Hermitian and positive definite."""
-    q = _right(_left(q, gradient, step), gradient, step)
-    # The Hermitian part takes away what rounding leaves; a diagonal is real.
-    return q if q.ndim == 2 else hermitian_part(q)
+    return gradient.sandwich(q, step)
 
 
 def _half_sandwich(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- M Q M` with `M = I - step E / 2`, a whole step to first order."""
-    return _sandwich(q, gradient, 0.5 * step)
+    return gradient.sandwich(q, 0.5 * step)
 
 
 EQ = Geometry(name="EQ", frame=Frame.LEFT, step=_left)

@@ -1,8 +1,11 @@
 """Batched linear algebra on stacks of tensors: mode products, Gram matrices, norms, rotations.
 
 Shapes: `x` is (B, n_1, ..., n_k), `axis` counts the axes after the block axis from 0, and a
-matrix stack is (B, n, n). Everything is complex-safe and free of data-dependent branches.
+matrix stack is (B, n, n). Everything is complex-safe, and no result depends on a branch: `surely`
+only leaves out work that would change nothing.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -104,12 +107,51 @@ def mode_gram_diagonal(x: Tensor, axis: int) -> Tensor:
         (B, n), real.
     """
     blocks, before, n, after = _around(x, axis)
-    return abs_square(x).reshape(blocks, before, n, after).sum(dim=(1, 3))
+    # No tensor of squares: the norm reads each element once.
+    norms: Tensor = torch.linalg.vector_norm(x.reshape(blocks, before, n, after), dim=(1, 3))
+    return norms.square()
+
+
+def surely(condition: Tensor) -> bool:
+    """Return whether a condition is known to hold everywhere without waiting for a device.
+
+    Never where the answer lies on an accelerator, or in a compiled graph: what a caller leaves out
+    if it holds must change nothing then.
+    """
+    if condition.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return bool(condition.all())
+
+
+def row_peaks(x: Tensor) -> Tensor:
+    """Return the largest modulus of each row, (B, ...) to (B,); not finite where an entry is not.
+
+    Two plain reductions: the maximum norm and `isfinite` take ten times as long on a CPU.
+    """
+    rows = x.abs().flatten(1) if x.is_complex() else x.flatten(1)
+    largest = rows.amax(dim=1)
+    return largest if x.is_complex() else torch.maximum(largest, -rows.amin(dim=1))
 
 
 def finite_rows(x: Tensor) -> Tensor:
     """Return which rows of a stack (B, ...) are finite throughout, (B,)."""
-    return x.isfinite().flatten(1).all(dim=1)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Finite squares have finite roots: one fast pass is enough for all but huge numbers.
+        finite: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1).isfinite()
+        if surely(finite):
+            return finite
+    return row_peaks(x).isfinite()
+
+
+def keep_rows(chosen: Tensor, x: Tensor, other: Tensor | float = 0) -> Tensor:
+    """Return rows of `x` where chosen, elsewhere those of another tensor, or a number.
+
+    Args:
+        chosen: (B,), boolean.
+        x: (B, ...); returned itself where all rows are known to be chosen.
+        other: Of the shape of `x`, or a number.
+    """
+    return x if surely(chosen) else torch.where(per_block(chosen, x), x, other)
 
 
 def abs_square(x: Tensor) -> Tensor:
@@ -128,6 +170,18 @@ def row_norms(x: Tensor) -> Tensor:
     return norms
 
 
+def safe_row_norms(x: Tensor) -> Tensor:
+    """Return what `row_norms` does for rows whose squares leave the range of the dtype, too."""
+    rows = x.flatten(1)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        norms = row_norms(rows)
+        # Squares that neither overflow nor lose digits need no scaling.
+        if surely((norms > math.sqrt(torch.finfo(norms.dtype).tiny) * 1e8) & norms.isfinite()):
+            return norms
+    peaks = row_peaks(rows).clamp(min=torch.finfo(rows.dtype).tiny)
+    return peaks * row_norms(rows / peaks.unsqueeze(1))
+
+
 def matvec(m: Tensor, x: Tensor) -> Tensor:
     """Return `M x` of every block, for `m` of shape (B, m, n) and `x` of (B, n): (B, m)."""
     return (m @ x.unsqueeze(2)).squeeze(2)
@@ -140,7 +194,9 @@ def _around(x: Tensor, axis: int) -> tuple[int, int, int, int]:
     return x.shape[0], before, x.shape[axis + 1], after
 
 
-def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
+def spectral_norm_bound(
+    a: Tensor, start: Tensor, peak: Tensor | None = None, pairs: int | None = None
+) -> Tensor:
     """Bound the spectral norm of Hermitian or skew-Hermitian matrices from below.
 
     A block power iteration from `k` random rows, each first turned towards the row of `a` with
@@ -151,26 +207,33 @@ def spectral_norm_bound(a: Tensor, start: Tensor) -> Tensor:
     Args:
         a: (B, n, n), Hermitian or skew-Hermitian.
         start: (B, k, n), standard normal.
+        peak: (B,), the largest modulus of an entry, where the caller has it.
+        pairs: How many pairs of products to take, if not those that the size asks for.
 
     Returns:
         (B,), real; 0 for a zero matrix.
 
-    Source: design formulas 8.3. Deviations: the matrix is scaled by its largest modulus in both
-    cases, which for a positive semi-definite matrix is its largest diagonal entry; that entry is
-    a bound too; the row and the noise have equal norms; large matrices take more products.
+    Source: design formulas 8.3. Deviations: the largest entry is a bound too; the row and the noise
+    have equal norms; large matrices take more products; not the matrix but the rows are scaled.
     """
-    tiny = torch.finfo(a.dtype).tiny
-    peak = a.abs().amax(dim=(1, 2))  # (B,)
-    scale = peak + tiny
-    a = a / per_block(scale, a)
-    longest = a.norm(dim=2).argmax(dim=1)  # (B,)
-    row = _unit(a.take_along_dim(per_block(longest, a), dim=1))  # (B, 1, n)
+    peak = row_peaks(a) if peak is None else peak
+    scale = peak + torch.finfo(a.dtype).tiny
+    inverse = scale.reciprocal()
+    longest = safe_row_norms(a.flatten(0, 1)).view(a.shape[:2]).argmax(dim=1)  # (B,)
+    row = a.take_along_dim(per_block(longest, a), dim=1)  # (B, 1, n)
+    row = _unit(row * per_block(inverse, row))
     noise = _unit(start)
     v = row + torch.sgn(noise.to(a.dtype) @ row.mH).conj() * noise  # (B, k, n)
-    for _ in range(_product_pairs(a.shape[-1])):
-        v = _unit(v @ a) @ a
+    inverse = per_block(inverse, v)
+    for _ in range(_product_pairs(a.shape[-1]) if pairs is None else pairs):
+        v = _unit((v @ a).mul_(inverse)) @ a * inverse
     bound: Tensor = torch.maximum(scale * v.norm(dim=2).amax(dim=1), peak)
     return bound
+
+
+def trace_peak(a: Tensor) -> Tensor:
+    """Return the largest diagonal entry, (B,): of a positive semi-definite matrix, the largest."""
+    return a.diagonal(dim1=1, dim2=2).real.amax(dim=1)
 
 
 def _product_pairs(n: int) -> int:
@@ -224,14 +287,16 @@ def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Te
 
     Source: design formulas 8.2, step 2.
     """
-    r = _direction(q, start)
+    r, norm = _skew_part(q, start)
     rq = r @ q
-    rrq = r @ rq
-    slope = _real_trace(rq)  # (B,), >= 0
-    bend = _real_trace(rrq)  # (B,)
+    # R^H = -R: tr(R Q) is the inner product of -R with Q, and tr(R R Q) that of -R with R Q.
+    slope = -_inner(r, q) / norm  # (B,), >= 0
+    bend = -_inner(r, rq) / norm / norm  # (B,)
     angle = torch.where(bend < 0, -slope / bend, max_angle).clamp(max=max_angle)
-    angle = per_block(angle, q)
-    return q + angle * rq + (0.5 * angle.square()) * rrq
+    # Q + a R Q + a^2 / 2 R R Q, with the scale of R left out of R so far.
+    angle = per_block(angle / norm, q)
+    arq = rq.mul_(angle)
+    return torch.baddbmm(q + arq, r.mul_(angle), arq, alpha=0.5)
 
 
 def rotate_onto_psd(q: Tensor, start: Tensor, turns: int = 2, max_angle: float = 1 / 3) -> Tensor:
@@ -251,7 +316,8 @@ def rotate_onto_psd(q: Tensor, start: Tensor, turns: int = 2, max_angle: float =
     tails two did as well as ten.
     """
     for _ in range(turns):
-        q = _turn(q, _direction(q, start), max_angle)
+        r, norm = _skew_part(q, start)
+        q = _turn(q, r.div_(per_block(norm, r)), max_angle)
     return q
 
 
@@ -270,10 +336,18 @@ def _turn(q: Tensor, r: Tensor, max_angle: float) -> Tensor:
     return q + angle * rq + (0.5 * angle.square()) * rrq + (0.125 * angle**3) * rrrq
 
 
-def _direction(q: Tensor, start: Tensor) -> Tensor:
-    """Return `R = Q^H - Q`, scaled to unit norm."""
+def _skew_part(q: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `R = Q^H - Q`, and its norm (B,), at least the smallest normal number."""
     r = q.mH - q
-    return r / per_block(spectral_norm_bound(r, start) + torch.finfo(r.dtype).tiny, r)
+    # Two pairs of products: the norm only limits an angle that leaves room for its error.
+    norm = spectral_norm_bound(r, start, pairs=2)
+    return r, norm + torch.finfo(norm.dtype).tiny
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Return the real part of the inner product of every two matrices, (B,)."""
+    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    return product.real if product.is_complex() else product
 
 
 def _real_trace(a: Tensor) -> Tensor:

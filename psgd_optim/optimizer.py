@@ -19,7 +19,7 @@ from psgd_optim.criteria import Criterion, MomentumWhitening
 from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
 from psgd_optim.decay import Decay
 from psgd_optim.diagnostics import step_metrics
-from psgd_optim.fitting import Fitting
+from psgd_optim.fitting import STRETCH, Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
 from psgd_optim.groups import (
@@ -104,6 +104,7 @@ class PSGD(torch.optim.Optimizer):
         self._store = BlockStore(0)
         self._seed = fitting.seed
         self._step = 0
+        self._uses: float | None = None  # of the stretch of steps that this one is in
         self._last: dict[str, Tensor] = {}
         lr = criterion.default_lr if lr is None else lr
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -249,6 +250,8 @@ class PSGD(torch.optim.Optimizer):
         # All gradients are looked at before anything moves: one that is refused leaves no trace.
         numbered = self._store.numbered(self._parameters())
         work = [(*item, item[-1].units_with_gradient()) for item in numbered]
+        if self._uses is None or self._step % STRETCH == 0:
+            self._uses = self.fitting.uses(self._step)
         for number, index, block, units in work:
             if not units:
                 continue
@@ -263,6 +266,7 @@ class PSGD(torch.optim.Optimizer):
                 momentum=group["momentum"],
                 nesterov=parts.nesterov,
                 pairs=pairs,
+                uses=self._uses,
                 generator=partial(noise_generator, device, self._seed, self._step, number),
             )
             update, sound = precondition(part, rules)
@@ -355,6 +359,7 @@ class PSGD(torch.optim.Optimizer):
     def _restart(self, blocks: list[list[Block]], clock: tuple[int, int]) -> None:
         """Go on from these blocks."""
         self._seed, self._step = clock
+        self._uses = None
         self._last = {}
         self._store = BlockStore(len(self.param_groups))
         self._store.add(blocks)

@@ -15,7 +15,7 @@ from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import GENERAL
 from psgd_optim.forms.base import Preconditioner, SparseForm, check_parts
 from psgd_optim.forms.kron import Kron
-from psgd_optim.frames import check_factors, curvature_terms
+from psgd_optim.frames import check_factors, curvature_terms, factor_gradient
 from psgd_optim.geometry import Q0_5EQ1_5, Geometry
 from psgd_optim.linalg import lift, per_block
 from psgd_optim.row_fit import LazyRows, RowFit
@@ -128,7 +128,10 @@ class TouchedRows(SparseForm):
         if index is not None:
             seen = self.rows.moving(rows, index).to(dtype)
             terms = self.rows.terms(self.geometry, self.columns, (seen, columns), index, terms)
-        moved, safe = self._kron.move(state, (seen, columns), terms, draws, rate)
+        starts = (draws.get("start0"), draws.get("start1"))
+        parts = zip(factors, (seen, columns), terms, starts, strict=True)
+        gradients = [factor_gradient(self.geometry, *part) for part in parts]
+        moved, safe = self._kron.move(state, (seen, columns), gradients, starts, rate)
         new = torch.where(per_block(safe, seen), moved[0], seen)
         if index is None:
             rows.copy_(new)

@@ -34,6 +34,7 @@ def rules(criterion: Criterion = QUIET, **settings: Any) -> StepRules:
         "momentum": 0.0,
         "nesterov": False,
         "pairs": None,
+        "uses": 1.0,
         "generator": lambda: noise_generator(torch.device("cpu"), 0, 0, 0),
     }
     return StepRules(criterion=criterion, fitting=fitting, **defaults | settings)
