@@ -11,9 +11,10 @@ from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
-from psgd_optim.linalg import abs_square, finite_rows, keep_rows, row_peaks
+from psgd_optim.linalg import Mask, abs_square, both, finite_rows, keep_rows, known, row_peaks
 from psgd_optim.schedules import Adaptive
 from psgd_optim.types import Probe
+from psgd_optim.updates import Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class StepRules:
     generator: Callable[[], torch.Generator]
 
 
-def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
+def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
     """Return a block's preconditioned gradients, and which rows are finite throughout.
 
     Args:
@@ -49,7 +50,7 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
         rules: How.
 
     Returns:
-        (B, *shape), zero in rows to leave alone, and (B,).
+        The update, zero in rows to leave alone, and which rows were sound.
     """
     grads = block.gather_gradients()
     ok = finite_rows(grads)
@@ -59,28 +60,39 @@ def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
     waits = rules.criterion.pairs is not None and rules.fitting.init_scale is None
     active = ok
     if block.pending:
-        ready = row_peaks(grads) > 0
-        active = ok & ((block.steps > 0) | (ready & sound if waits else ready))
+        ready = known(row_peaks(grads) > 0)
+        active = both(ok, _any(block.steps > 0, both(ready, sound) if waits else ready))
     before = block.catch_up(rules.momentum)
     evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending and not (waits and pair is None):
         _start(block, rules, evidence, active)
-    block.steps += active
-    weight = active.to(block.steps.dtype)
+    is_plain = active is None and block.has_ramped(rules.momentum)
+    block.count(active)
     if "momentum" in block.extra:
-        average = fold_in(block.extra["momentum"], grads, before, weight, rules.momentum)
+        ramp = None if is_plain else before
+        average = fold_in(block.extra["momentum"], grads, ramp, active, rules.momentum)
         evidence = Evidence(grad=grads, average=average, steps=before, pair=pair)
     ahead = grads.lerp(evidence.average, rules.momentum) if rules.nesterov else evidence.average
     first = rules.fitting.update_first
-    update = None if first else _direction(block, rules, ahead)
+    rows = None if first else _direction(block, rules, ahead)
     if rules.rate:
-        _fit(block, rules, evidence, active & sound)
-    rules.criterion.remember(evidence, block.extra, weight)
-    update = _direction(block, rules, ahead) if update is None else update
+        _fit(block, rules, evidence, both(active, sound))
+    rules.criterion.remember(evidence, block.extra, active)
+    update = Update(_direction(block, rules, ahead) if rows is None else rows)
     # Rows left alone keep their parameter too, whatever their average still holds; and an
     # average too large for P, or a P that is broken, gives no direction.
-    sound = ok & (finite_rows(update) | ~active)
-    return keep_rows(sound & active, update), sound
+    finite = update.finite()
+    alive = both(finite, active)
+    if alive is not None:
+        update = Update(keep_rows(alive, update.rows))
+    if finite is not None and active is not None:
+        finite = finite | ~active
+    return update, both(ok, finite)
+
+
+def _any(a: Tensor, b: Mask) -> Mask:
+    """Return the rows that are in one mask or the other."""
+    return None if b is None else a | b
 
 
 def _direction(block: Block, rules: StepRules, x: Tensor) -> Tensor:
@@ -90,34 +102,34 @@ def _direction(block: Block, rules: StepRules, x: Tensor) -> Tensor:
 
 def _pair(
     block: Block, rules: StepRules, grads: Tensor
-) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
+) -> tuple[tuple[Tensor, Tensor] | None, Mask]:
     """Return the block's pair, if this step has one, and which rows of it can be used."""
-    usable = torch.ones_like(block.steps, dtype=torch.bool)
     source = rules.criterion.pairs
     if source is None:
-        return None, usable
+        return None, None
+    usable: Mask = None
+    none = torch.zeros_like(block.steps, dtype=torch.bool)
     if rules.pairs is not None:
         probes, products = rules.pairs
         v, h = (block.view.gather(x.get).to(grads.dtype) for x in (probes, products))
     elif not source.memory:
-        return None, ~usable
+        return None, none
     else:
         param = block.view.gather(lambda p: p.detach()).to(grads.dtype)
         found = source.observe(param, grads, block.extra)
-        active = row_peaks(grads) > 0
-        source.remember(param, grads, block.extra, active.to(block.steps.dtype))
+        source.remember(param, grads, block.extra, known(row_peaks(grads) > 0))
         if found is None:
-            return None, ~usable
+            return None, none
         v, h = found
-        usable = block.steps > 0  # the first gradient has none to be compared with
-    sound = usable & finite_rows(v) & finite_rows(h)
+        usable = known(block.steps > 0)  # the first gradient has none to be compared with
+    sound = both(usable, finite_rows(v), finite_rows(h))
     return (keep_rows(sound, v), keep_rows(sound, h)), sound
 
 
-def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -> None:
+def _start(block: Block, rules: StepRules, evidence: Evidence, active: Mask) -> None:
     """Scale `Q` of the rows that see their first non-zero gradient."""
     waits = block.steps == 0
-    fresh = active & waits
+    fresh = waits if active is None else active & waits
     # The only look at tensors' values from the host, and only until all rows have started.
     block.wait_for(waits & ~fresh)
     index = fresh.nonzero().flatten()
@@ -133,12 +145,13 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -
         x[index] = started[name]
 
 
-def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Tensor) -> None:
+def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Mask) -> None:
     """Update `Q` of some rows."""
     generator = rules.generator()
     form = block.form
     probe = rules.criterion.probe(evidence, block.extra, generator, needs_v=form.needs_v)
-    rates = rules.rate * rows.to(probe.h.real.dtype)
+    real = probe.h.real.dtype
+    rates: Tensor | float = rules.rate if rows is None else rules.rate * rows.to(real)
     adaptive = rules.fitting.precond_lr
     if form.wants_image or isinstance(adaptive, Adaptive):
         probe = replace(probe, image=form.apply(block.operator(rules.uses), probe.h))
@@ -147,7 +160,7 @@ def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Tensor) -> No
     form.update(block.state, probe, form.draw(block.state, generator), rates)
 
 
-def _adapted(block: Block, adaptive: Adaptive, probe: Probe, rows: Tensor) -> Tensor:
+def _adapted(block: Block, adaptive: Adaptive, probe: Probe, rows: Mask) -> Tensor:
     """Return the part of the largest step size that the whitening error asks for, (B,)."""
     if probe.image is None:
         raise ValueError("An adaptive step size got a sample without its image P h.")
@@ -157,5 +170,5 @@ def _adapted(block: Block, adaptive: Adaptive, probe: Probe, rows: Tensor) -> Te
     error = (size - 1).abs().nan_to_num(nan=1.0).clamp(max=1.0).to(block.steps.dtype)
     # What is kept is 1 - error, so that its start at 0 is the largest error.
     held = block.extra["whitened"]
-    held.copy_(torch.where(rows, held.lerp(1 - error, 1 - adaptive.decay), held))
+    held.copy_(keep_rows(rows, held.lerp(1 - error, 1 - adaptive.decay), held))
     return ((1 - held).clamp(adaptive.low, adaptive.high) / adaptive.high).to(size.dtype)

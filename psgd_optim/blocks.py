@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner
+from psgd_optim.linalg import Mask, lift
 from psgd_optim.types import State
 from psgd_optim.views import View
 
@@ -31,6 +32,7 @@ class Block:
         self.steps = steps
         self.extra = extra
         self.dtype = view.like.dtype
+        self._least_steps = 0  # what the host knows: every row has used at least so many gradients
         # Rows that are not known on the host to have seen a first non-zero gradient.
         self.pending = set(range(view.rows))
         self._units: list[int] | None = None  # the units of a larger block that this one copies
@@ -169,10 +171,19 @@ class Block:
         """
         return self.steps.clone()
 
+    def count(self, active: Mask) -> None:
+        """Count one more gradient for the active rows."""
+        self.steps += 1 if active is None else active
+        self._least_steps += active is None
+
+    def has_ramped(self, decay: float) -> bool:
+        """Whether the host knows that averages of every row with some decay are past their ramp."""
+        return self._least_steps * (1 - decay) > 1
+
     def gather_gradients(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""
         stack = self.view.gather(_grad)
-        return stack.to(torch.promote_types(stack.dtype, torch.float32))
+        return lift(stack)
 
 
 def _grad(param: Tensor) -> Tensor | None:

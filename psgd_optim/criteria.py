@@ -12,6 +12,7 @@ from torch import Tensor
 from psgd_optim.averages import fold_in
 from psgd_optim.clipping import Clip, ClipElement, ClipJointRMS, ClipRMS
 from psgd_optim.curvature import Exact, PairSource
+from psgd_optim.linalg import Mask
 from psgd_optim.noise import normal_like
 from psgd_optim.types import Probe, State, expect
 
@@ -89,8 +90,8 @@ class Criterion(abc.ABC):
             The sample with its damping noise.
         """
 
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
-        """Update the memory, in place, of the rows where `active` (B,) is 1, not 0."""
+    def remember(self, evidence: Evidence, memory: State, active: Mask) -> None:
+        """Update the memory, in place, of the active rows."""
         return  # most criteria remember nothing
 
     @abc.abstractmethod
@@ -230,7 +231,7 @@ class UnbiasedFisher(Whitening):
         mean = memory["mean_grad"]
         return evidence.grad - mean + mean / math.sqrt(self.batch_size)
 
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
+    def remember(self, evidence: Evidence, memory: State, active: Mask) -> None:
         """Average the gradient."""
         fold_in(memory["mean_grad"], evidence.grad, evidence.steps, active, self.decay)
 

@@ -31,6 +31,7 @@ from psgd_optim.groups import (
     take_apart,
     told_names,
 )
+from psgd_optim.linalg import Mask
 from psgd_optim.noise import noise_generator, normal_like
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import (
@@ -41,6 +42,7 @@ from psgd_optim.state_io import (
 )
 from psgd_optim.store import BlockStore
 from psgd_optim.summary import check_memory, summarise
+from psgd_optim.updates import Update
 
 _PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
 _PROBES = -2  # the number of the probes' first random stream, counting down; blocks count from 0
@@ -245,8 +247,8 @@ class PSGD(torch.optim.Optimizer):
 
     def _take_step(self, rate: float, pairs: Pairs | None) -> None:
         """Precondition all gradients, clip them together, and move the parameters."""
-        done: list[tuple[dict[str, Any], Decay, Block, Block, Tensor]] = []
-        skipped: list[Tensor] = []
+        done: list[tuple[dict[str, Any], Decay, Block, Block, Update]] = []
+        sound: list[Mask] = []
         # All gradients are looked at before anything moves: one that is refused leaves no trace.
         numbered = self._store.numbered(self._parameters())
         work = [(*item, item[-1].units_with_gradient()) for item in numbered]
@@ -269,15 +271,15 @@ class PSGD(torch.optim.Optimizer):
                 uses=self._uses,
                 generator=partial(noise_generator, device, self._seed, self._step, number),
             )
-            update, sound = precondition(part, rules)
+            update, mask = precondition(part, rules)
             done.append((group, parts.decay, block, part, update))
-            skipped.append((~sound).sum())
+            sound.append(mask)
         updates = [update for *_, update in done]
+        self._last = step_metrics(updates, sound)
         for clip in self.clip:
             clip.clip_(updates)
-        self._last = step_metrics(updates, skipped)
         for group, decay, block, part, update in done:
-            decay.take_step(part.view, update, group["lr"], group["weight_decay"], part.extra)
+            decay.take_step(part.view, update.rows, group["lr"], group["weight_decay"], part.extra)
             block.write_back(part)
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -385,7 +387,8 @@ class PSGD(torch.optim.Optimizer):
         """Return figures of the last step as 0-dimensional tensors, without waiting for them.
 
         Returns:
-            `update_rms`, the root mean square of the clipped update before `lr`, and `skipped`,
+            `update_rms`, the root mean square of the preconditioned gradient before clips and `lr`,
+            which is about 1 where `P` whitens what it is applied to, and `skipped`,
             the number of rows that did not move because their gradient, or what the preconditioner
             made of it, was not finite. Empty before the first step.
         """

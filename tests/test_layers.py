@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"types", "noise", "penalty", "views", "affine.base"},
     {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
-    {"group_gradient", "permutation_groups", "averages", "clipping", "affine.recurrent"},
-    {"step_size", "geometry", "affine.convert"},
+    {"group_gradient", "permutation_groups", "averages", "updates", "affine.recurrent"},
+    {"step_size", "geometry", "clipping", "affine.convert"},
     {"factors.base", "arrow", "low_rank_gradient"},
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},
     {"axis_plan", "frames", "block_matrix"},
@@ -29,9 +29,9 @@ LAYERS = [
         "forms.low_rank",
     },
     {"forms.touched_rows"},
-    {"curvature", "scope", "blocks", "decay", "fitting"},
+    {"curvature", "scope", "blocks", "decay", "fitting", "diagnostics"},
     {"criteria", "sparse_block", "state_io", "summary"},
-    {"block_step", "groups", "store", "diagnostics"},
+    {"block_step", "groups", "store"},
     {"optimizer"},
     {"named", "config"},
 ]

@@ -1,5 +1,6 @@
 """The dense form: one matrix for a whole parameter, the richest and largest."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -10,7 +11,7 @@ from psgd_optim.factors.matrix import GENERAL, MatrixFactor
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.frames import as_matrix, check_factors, images, precondition
 from psgd_optim.geometry import QUAD, Frame, Geometry
-from psgd_optim.linalg import finite_rows, lift, per_block
+from psgd_optim.linalg import both, finite_rows, keep_rows, known, lift
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
@@ -89,9 +90,9 @@ class Dense(Preconditioner):
         bound = self.normaliser.grow(state["l"], gradient)
         moved = self.geometry.move(q, gradient, rate / bound, draws.get("start"))
         # A sample too large for its square, or for its product with Q, says nothing: its row stays.
-        safe = bound.isfinite() & finite_rows(moved)
-        state["q"].copy_(torch.where(per_block(safe, q), moved, q))
-        state["l"].copy_(torch.where(safe, bound, state["l"]))
+        safe = both(known(bound < math.inf), finite_rows(moved))
+        state["q"].copy_(keep_rows(safe, moved, q))
+        state["l"].copy_(keep_rows(safe, bound, state["l"]))
 
     def _computed(self, state: State, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `Q` and flattened `x` in the dtype to compute in."""

@@ -1,6 +1,7 @@
 """The Kronecker form: one small factor per axis of a tensor of any order."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -20,7 +21,18 @@ from psgd_optim.frames import (
 )
 from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
 from psgd_optim.group_gradient import FactorGradient
-from psgd_optim.linalg import finite_rows, keep_rows, lift, per_block, row_peaks, surely
+from psgd_optim.linalg import (
+    Mask,
+    both,
+    cast,
+    finite_rows,
+    keep_rows,
+    known,
+    lift,
+    per_block,
+    row_peaks,
+    surely,
+)
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
 
@@ -155,7 +167,7 @@ class Kron(Preconditioner):
         gradients: Sequence[FactorGradient],
         starts: Sequence[Tensor | None],
         rate: Tensor | float,
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> tuple[list[Tensor], Mask]:
         """Return the factors after one step against given gradients, and which rows took it.
 
         Args:
@@ -166,24 +178,25 @@ class Kron(Preconditioner):
             rate: Step size, a number or (B,).
 
         Returns:
-            The factors, not balanced, and (B,), false where a sample was too large.
+            The factors, not balanced, and the rows whose sample was not too large.
         """
-        moved, bounds, safe = [], [], torch.ones_like(state["l0"], dtype=torch.bool)
+        moved, bounds = [], []
+        safe: Mask = None
         for i, (q, gradient, start) in enumerate(zip(qs, gradients, starts, strict=True)):
             bounds.append(self.normaliser.grow(state[f"l{i}"], gradient))
             moved.append(self.geometry.move(q, gradient, rate / bounds[i], start))
             # A sample too large for the sum of its squares, or for its product with Q, says
             # nothing: its row stays as it is.
-            safe = safe & bounds[i].isfinite() & finite_rows(moved[i])
+            safe = both(safe, known(bounds[i] < math.inf), finite_rows(moved[i]))
         for i, bound in enumerate(bounds):
-            state[f"l{i}"].copy_(torch.where(safe, bound, state[f"l{i}"]))
+            state[f"l{i}"].copy_(keep_rows(safe, bound, state[f"l{i}"]))
         return moved, safe
 
     def _computed(self, state: State, x: Tensor) -> tuple[tuple[Factor, ...], list[Tensor]]:
         """Return the factors and their numbers, in the dtype to compute in with `x`."""
         dtype = torch.promote_types(state["q0"].dtype, lift(x).dtype)
         factors = self._factors(x.shape[1:])
-        return factors, [state[f"q{i}"].to(dtype) for i in range(len(factors))]
+        return factors, [cast(state[f"q{i}"], dtype) for i in range(len(factors))]
 
     @property
     def wants_image(self) -> bool:
@@ -202,15 +215,15 @@ class Kron(Preconditioner):
         """Return `P x`, one axis after the other."""
         first = state["p0"] if "p0" in state else state["q0"]
         dtype = torch.promote_types(first.dtype, lift(x).dtype)
-        y = x.to(dtype)
+        y = cast(x, dtype)
         for i, factor in enumerate(self._factors(x.shape[1:])):
             p = state.get(f"p{i}")
             if p is None:
-                q = state[f"q{i}"].to(dtype)
+                q = cast(state[f"q{i}"], dtype)
                 y = precondition_axis(self.geometry, factor, q, y, i)
             else:
-                y = factor.multiply(p.to(dtype), y, i)
-        return y.to(x.dtype)
+                y = factor.multiply(cast(p, dtype), y, i)
+        return cast(y, x.dtype)
 
     def to_dense(self, state: State) -> Tensor:
         """Return the Kronecker product of the factors, (B, N, N).

@@ -1,6 +1,7 @@
 """The low-rank form: a diagonal and the identity plus an outer product of two tall matrices."""
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
@@ -9,7 +10,17 @@ from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import VectorGradient
-from psgd_optim.linalg import abs_square, finite_rows, lift, matvec, per_block, real_product
+from psgd_optim.linalg import (
+    abs_square,
+    both,
+    finite_rows,
+    keep_rows,
+    known,
+    lift,
+    matvec,
+    per_block,
+    real_product,
+)
 from psgd_optim.low_rank_gradient import LowRankGradient
 from psgd_optim.step_size import LipschitzEMA, MaxEntry, Normaliser
 from psgd_optim.types import Probe, State, expect
@@ -140,10 +151,11 @@ class LowRank(Preconditioner):
         pair = q.pair - step[..., None, None] * move[:, None]
         bounds = torch.where(is_moved, pair_bound[:, None], state["l_pair"])
         # A sample too large for its squares, or its products, says nothing: its row stays.
-        safe = bound.isfinite() & pair_bound.isfinite() & finite_rows(d) & finite_rows(pair)
+        bounded = known((bound < math.inf) & (pair_bound < math.inf))
+        safe = both(bounded, finite_rows(d), finite_rows(pair))
         moved = {"scale": d, "pair": pair, "l_scale": bound, "l_pair": bounds}
         for name, x in moved.items():
-            state[name].copy_(torch.where(per_block(safe, x), x, state[name]))
+            state[name].copy_(keep_rows(safe, x, state[name]))
 
     def _factor(self, state: State, like: Tensor, balanced: bool = False) -> "_Factor":
         """Return `Q` in the dtype to compute in."""

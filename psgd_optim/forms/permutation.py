@@ -1,5 +1,6 @@
 """Forms from permutation groups: a small dense block for the entries of each orbit."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import GroupGradient, RankTwoGradient
-from psgd_optim.linalg import finite_rows, lift, per_block
+from psgd_optim.linalg import both, finite_rows, keep_rows, known, lift, per_block
 from psgd_optim.permutation_groups import X_MATRIX, PermutationGroup
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
@@ -104,10 +105,10 @@ class Permutation(Preconditioner):
         step = per_block((rate / bound).to(q.real.dtype), q)
         moved = q - step * gradient.left(q)
         # A sample too large for its square, or for its product with Q, says nothing: its row stays.
-        safe = bound.isfinite() & finite_rows(moved)
-        moved = torch.where(per_block(safe, q), moved, q)
+        safe = both(known(bound < math.inf), finite_rows(moved))
+        moved = keep_rows(safe, moved, q)
         state["q"].copy_(_from_orbits(moved, orbits, state["q"].shape[1]))
-        state["l"].copy_(torch.where(safe, bound, state["l"]))
+        state["l"].copy_(keep_rows(safe, bound, state["l"]))
 
     def _blocks(self, state: State, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks (B, o, m, m), `x` by orbits (B, o, m), and the orbits (o, m)."""

@@ -17,7 +17,7 @@ from psgd_optim.forms.base import Preconditioner, SparseForm, check_parts
 from psgd_optim.forms.kron import Kron
 from psgd_optim.frames import check_factors, curvature_terms, factor_gradient
 from psgd_optim.geometry import Q0_5EQ1_5, Geometry
-from psgd_optim.linalg import lift, per_block
+from psgd_optim.linalg import keep_rows, lift
 from psgd_optim.row_fit import LazyRows, RowFit
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
@@ -132,12 +132,12 @@ class TouchedRows(SparseForm):
         parts = zip(factors, (seen, columns), terms, starts, strict=True)
         gradients = [factor_gradient(self.geometry, *part) for part in parts]
         moved, safe = self._kron.move(state, (seen, columns), gradients, starts, rate)
-        new = torch.where(per_block(safe, seen), moved[0], seen)
+        new = keep_rows(safe, moved[0], seen)
         if index is None:
             rows.copy_(new)
         else:
             self.rows.put(rows, index, new)
-        state["q1"].copy_(torch.where(per_block(safe, columns), moved[1], columns))
+        state["q1"].copy_(keep_rows(safe, moved[1], columns))
 
     def to_dense(self, state: State) -> Tensor:
         """Return the Kronecker product of the factors, (B, N, N)."""

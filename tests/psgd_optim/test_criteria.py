@@ -92,11 +92,9 @@ def test_the_unbiased_sample_keeps_the_right_part_of_the_mean() -> None:
     memory = {"mean_grad": torch.full((1, 5000), 1.5)}
     probe = criterion.probe(SEEN, memory, rng(), needs_v=False)
     torch.testing.assert_close(probe.h, GRAD - 1.5 + 0.75)
-    criterion.remember(
-        Evidence(grad=GRAD, average=GRAD, steps=torch.ones(1)), memory, torch.ones(1)
-    )
+    criterion.remember(Evidence(grad=GRAD, average=GRAD, steps=torch.ones(1)), memory, None)
     torch.testing.assert_close(memory["mean_grad"], torch.full((1, 5000), 1.75))
-    criterion.remember(SEEN, memory, torch.zeros(1))
+    criterion.remember(SEEN, memory, torch.tensor([False]))
     torch.testing.assert_close(memory["mean_grad"], torch.full((1, 5000), 1.75))
 
 
