@@ -10,6 +10,8 @@ from psgd_optim.noise import coin
 from psgd_optim.schedules import Anneal, value_at
 from psgd_optim.types import Rate
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 STRETCH = 64
 """Steps for which `Fitting.uses` is the same; many enough to average over a gate that flips."""
 
@@ -24,6 +26,8 @@ class Fitting:
         gate: Probability that a step fits `Q`; a number or a function of the step.
         update_first: Precondition a gradient with the `Q` that has already seen it (S1's order)
             rather than with the previous one.
+        spread: Each block has a gate of its own, with the same chance: the fits of different shapes
+            fall on different steps, and no step takes much longer than another.
         init_scale: `Q` starts as this times the identity; `None` takes the scale of each
             parameter's first gradient.
         seed: Of the gate's coin and of all noise.
@@ -39,6 +43,7 @@ class Fitting:
     precond_lr: Rate = Anneal(0.7, 0.1, flat=0)
     gate: Rate = Anneal(1.0, 0.03)
     update_first: bool = True
+    spread: bool = False
     init_scale: float | None = None
     seed: int = 0
     max_memory: float = math.inf
@@ -66,12 +71,13 @@ class Fitting:
                 f"Fitting got max_memory = {self.max_memory}; give a number of bytes above 0."
             )
 
-    def rate(self, seed: int, step: int) -> float:
+    def rate(self, seed: int, step: int, block: int = 0) -> float:
         """Return the step size of `Q` in a step, 0 when the gate is closed.
 
         Args:
             seed: Of the gate's coin.
             step: Counted from 0.
+            block: The block's place among all, which matters if the fits are spread.
 
         Returns:
             The same number for the same arguments.
@@ -79,7 +85,10 @@ class Fitting:
         Raises:
             ValueError: If a schedule leaves its range.
         """
-        if coin(seed, step) >= value_at(self.gate, step):
+        # A shift by multiples of the golden ratio gives each block a uniform coin of its own, and
+        # leaves as even a share of them below the gate's value as can be.
+        shift = block * _GOLDEN if self.spread else 0.0
+        if (coin(seed, step) + shift) % 1.0 >= value_at(self.gate, step):
             return 0.0
         rate = value_at(self.precond_lr, step)
         if not 0 <= rate < 1:

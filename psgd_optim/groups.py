@@ -61,6 +61,11 @@ def check_arguments(criterion: object, clip: object, fitting: object) -> None:
     if not isinstance(criterion, Criterion) or not isinstance(fitting, Fitting):
         return
     source = criterion.pairs
+    if source is not None and fitting.spread:
+        raise ValueError(
+            f"PSGD got Fitting(spread=True) with {type(criterion).__name__}, whose pairs of a step "
+            "serve all blocks; leave spread out."
+        )
     if source is not None and source.memory and fitting.init_scale is None:
         raise ValueError(
             f"PSGD got {type(source).__name__}, which has no pair in the first step, with "

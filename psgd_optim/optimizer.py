@@ -4,7 +4,6 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +11,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from psgd_optim.averages import Nesterov
-from psgd_optim.block_step import StepRules, precondition
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion, MomentumWhitening
 from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
 from psgd_optim.decay import Decay
-from psgd_optim.diagnostics import step_metrics
 from psgd_optim.fitting import STRETCH, Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
@@ -27,11 +24,10 @@ from psgd_optim.groups import (
     allocate_group,
     check_arguments,
     check_group,
-    check_unchanged,
     take_apart,
     told_names,
 )
-from psgd_optim.linalg import Mask
+from psgd_optim.joint_step import Member, Moment, take_step
 from psgd_optim.noise import noise_generator, normal_like
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import (
@@ -42,7 +38,6 @@ from psgd_optim.state_io import (
 )
 from psgd_optim.store import BlockStore
 from psgd_optim.summary import check_memory, summarise
-from psgd_optim.updates import Update
 
 _PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
 _PROBES = -2  # the number of the probes' first random stream, counting down; blocks count from 0
@@ -106,6 +101,7 @@ class PSGD(torch.optim.Optimizer):
         self._store = BlockStore(0)
         self._seed = fitting.seed
         self._step = 0
+        self._numbered: list[tuple[int, int, Block]] | None = None  # the store's, until it grows
         self._uses: float | None = None  # of the stretch of steps that this one is in
         self._last: dict[str, Tensor] = {}
         lr = criterion.default_lr if lr is None else lr
@@ -184,8 +180,7 @@ class PSGD(torch.optim.Optimizer):
                 sparse.
             ValueError: If the pair does not fit the parameters, or a schedule leaves its range.
         """
-        rate = self.fitting.rate(self._seed, self._step)
-        fits = bool(rate) or self._starts_next()
+        fits = self.fits_next
         pairs = self._given(pair, fits)
         loss = None
         if isinstance(self.criterion.pairs, LossSource):
@@ -200,8 +195,12 @@ class PSGD(torch.optim.Optimizer):
                 )
         if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
             self._store.add(self._store.made(self._arranged, {}))
+            self._numbered = None
             self._show_state()
-        self._take_step(rate, pairs)
+        if self._uses is None or self._step % STRETCH == 0:
+            self._uses = self.fitting.uses(self._step)
+        moment = Moment(seed=self._seed, step=self._step, uses=self._uses, pairs=pairs)
+        self._last = take_step(self._members(), self.criterion, self.fitting, self.clip, moment)
         self._step += 1
         return loss
 
@@ -245,42 +244,14 @@ class PSGD(torch.optim.Optimizer):
             p.grad = found.grads.get(p)
         return found.loss, None if probes is None else (probes, found.products)
 
-    def _take_step(self, rate: float, pairs: Pairs | None) -> None:
-        """Precondition all gradients, clip them together, and move the parameters."""
-        done: list[tuple[dict[str, Any], Decay, Block, Block, Update]] = []
-        sound: list[Mask] = []
-        # All gradients are looked at before anything moves: one that is refused leaves no trace.
-        numbered = self._store.numbered(self._parameters())
-        work = [(*item, item[-1].units_with_gradient()) for item in numbered]
-        if self._uses is None or self._step % STRETCH == 0:
-            self._uses = self.fitting.uses(self._step)
-        for number, index, block, units in work:
-            if not units:
-                continue
-            group, parts = self.param_groups[index], self._group_parts[index]
-            check_unchanged(group, block)
-            part = block.select(units)
-            device = block.steps.device
-            rules = StepRules(
-                criterion=self.criterion,
-                fitting=self.fitting,
-                rate=rate,
-                momentum=group["momentum"],
-                nesterov=parts.nesterov,
-                pairs=pairs,
-                uses=self._uses,
-                generator=partial(noise_generator, device, self._seed, self._step, number),
-            )
-            update, mask = precondition(part, rules)
-            done.append((group, parts.decay, block, part, update))
-            sound.append(mask)
-        updates = [update for *_, update in done]
-        self._last = step_metrics(updates, sound)
-        for clip in self.clip:
-            clip.clip_(updates)
-        for group, decay, block, part, update in done:
-            decay.take_step(part.view, update.rows, group["lr"], group["weight_decay"], part.extra)
-            block.write_back(part)
+    def _members(self) -> list[Member]:
+        """Return every block with its group."""
+        if self._numbered is None:
+            self._numbered = list(self._store.numbered(self._parameters()))
+        return [
+            Member(number, block, self.param_groups[index], self._group_parts[index])
+            for number, index, block in self._numbered
+        ]
 
     def _parameters(self) -> Iterator[Tensor]:
         return itertools.chain.from_iterable(group["params"] for group in self.param_groups)
@@ -362,6 +333,7 @@ class PSGD(torch.optim.Optimizer):
         """Go on from these blocks."""
         self._seed, self._step = clock
         self._uses = None
+        self._numbered = None
         self._last = {}
         self._store = BlockStore(len(self.param_groups))
         self._store.add(blocks)

@@ -18,7 +18,7 @@ Arrange = Callable[[Callable[[Tensor], bool]], Blocks]
 """Makes fresh blocks, by group, for the parameters that it is told."""
 
 
-_PLACE_SHIFT = 20
+PLACE_SHIFT = 20
 """A block's number is the place of its first parameter, shifted by this, and a count."""
 
 
@@ -65,7 +65,7 @@ class BlockStore:
         for index, blocks in enumerate(self.groups):
             for block in blocks:
                 place = min(places[unit[0]] for unit in block.view.units)
-                yield (place << _PLACE_SHIFT) + seen[place], index, block
+                yield (place << PLACE_SHIFT) + seen[place], index, block
                 seen[place] += 1
 
     def rows(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
@@ -76,7 +76,7 @@ class BlockStore:
         """
         rows: dict[Tensor, dict[str, Any]] = {}
         for number, _, block in self.numbered(params):
-            place = torch.tensor(number >> _PLACE_SHIFT)
+            place = torch.tensor(number >> PLACE_SHIFT)
             for param, row in block.entries():
                 rows.setdefault(param, {STACK: place}).update(row)
         return rows

@@ -32,6 +32,7 @@ LAYERS = [
     {"curvature", "scope", "blocks", "decay", "fitting", "diagnostics"},
     {"criteria", "sparse_block", "state_io", "summary"},
     {"block_step", "groups", "store"},
+    {"joint_step"},
     {"optimizer"},
     {"named", "config"},
 ]

@@ -1,0 +1,119 @@
+"""One step of all blocks: precondition each, clip them together, move the parameters."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.blocks import Block
+from psgd_optim.clipping import Clip
+from psgd_optim.criteria import Criterion
+from psgd_optim.curvature import Pairs
+from psgd_optim.diagnostics import step_metrics
+from psgd_optim.fitting import Fitting
+from psgd_optim.groups import GroupParts, check_unchanged
+from psgd_optim.linalg import Mask
+from psgd_optim.noise import noise_generator
+from psgd_optim.store import PLACE_SHIFT
+from psgd_optim.updates import Update
+
+
+@dataclass(frozen=True)
+class Member:
+    """A block with the group that it belongs to.
+
+    Args:
+        number: Of its random stream.
+        block: The block.
+        settings: The group's numbers.
+        parts: The group's objects.
+    """
+
+    number: int
+    block: Block
+    settings: dict[str, Any]
+    parts: GroupParts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What is special about one step.
+
+    Args:
+        seed: Of all random numbers.
+        step: Counted from 0.
+        uses: About how often `P` is applied between two fits.
+        pairs: Hessian-vector pairs, in the steps that have some.
+    """
+
+    seed: int
+    step: int
+    uses: float
+    pairs: Pairs | None
+
+
+def take_step(
+    members: Iterable[Member],
+    criterion: Criterion,
+    fitting: Fitting,
+    clips: Sequence[Clip],
+    moment: Moment,
+) -> dict[str, Tensor]:
+    """Step every block that has a gradient.
+
+    Args:
+        members: All blocks.
+        criterion: What `P` is fitted to.
+        fitting: How.
+        clips: What limits the updates, in order.
+        moment: Which step this is.
+
+    Returns:
+        The figures of the step.
+
+    Raises:
+        TypeError: If a gradient is sparse, or a parameter's dtype has changed; nothing moves then.
+        ValueError: If a group keeps no average for its momentum, or a schedule leaves its range.
+    """
+    # All gradients are looked at before anything moves: one that is refused leaves no trace.
+    work = [(member, member.block.units_with_gradient()) for member in members]
+    work = [(member, units) for member, units in work if units]
+    for member, _ in work:
+        check_unchanged(member.settings, member.block)
+    rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
+    parts: list[Block] = []
+    updates: list[Update] = []
+    sound: list[Mask] = []
+    for (member, units), rule in zip(work, rules, strict=True):
+        part = member.block.select(units)
+        update, mask = precondition(part, rule)
+        parts.append(part)
+        updates.append(update)
+        sound.append(mask)
+    metrics = step_metrics(updates, sound)
+    for clip in clips:
+        clip.clip_(updates)
+    for (member, _), part, update in zip(work, parts, updates, strict=True):
+        lr, rate = member.settings["lr"], member.settings["weight_decay"]
+        member.parts.decay.take_step(part.view, update.rows, lr, rate, part.extra)
+        member.block.write_back(part)
+    return metrics
+
+
+def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
+    device = member.block.steps.device
+    place = (member.number >> PLACE_SHIFT) + member.number % (1 << PLACE_SHIFT)
+    stream = partial(noise_generator, device, moment.seed, moment.step, member.number)
+    return StepRules(
+        criterion=criterion,
+        fitting=fitting,
+        rate=fitting.rate(moment.seed, moment.step, place),
+        momentum=member.settings["momentum"],
+        nesterov=member.parts.nesterov,
+        pairs=moment.pairs,
+        uses=moment.uses,
+        generator=stream,
+    )
