@@ -1,5 +1,6 @@
 """Blocks: rows of one shape whose state is stacked once and stepped together."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -99,9 +100,9 @@ class Block:
             The parameter and its state by name; a unit of one row has no axis for it.
         """
         named = {"step": self.steps, **self.extra, **self.state}
-        count = self.view.rows_per_unit
-        for i, unit in enumerate(self.view.units):
-            rows: int | slice = i if count == 1 else slice(i * count, (i + 1) * count)
+        ends = itertools.accumulate(self.view.counts)
+        for unit, count, end in zip(self.view.units, self.view.counts, ends, strict=True):
+            rows: int | slice = end - 1 if count == 1 else slice(end - count, end)
             yield unit[0], {self.view.prefix + name: x[rows] for name, x in named.items()}
 
     def units_with_gradient(self) -> list[int]:
@@ -156,8 +157,8 @@ class Block:
         self.pending -= {row for i, row in enumerate(rows) if i not in part.pending}
 
     def _rows_of(self, units: list[int]) -> list[int]:
-        count = self.view.rows_per_unit
-        return [unit * count + i for unit in units for i in range(count)]
+        ends = list(itertools.accumulate(self.view.counts))
+        return [row for i in units for row in range(ends[i] - self.view.counts[i], ends[i])]
 
     def catch_up(self, decay: float) -> Tensor:
         """Bring the gradient average up to this step.

@@ -133,7 +133,8 @@ class Whitening(Criterion):
             return Probe(h=h)
         noise = normal_like(h, generator)
         if self.damping > 0:
-            h = h + (self.damping + torch.finfo(h.dtype).eps * h.abs()) * noise
+            size = h.abs().mul_(torch.finfo(h.dtype).eps).add_(self.damping)
+            h = torch.addcmul(h, size, noise) if needs_v else noise.mul_(size).add_(h)
         return Probe(h=h, v=noise if needs_v else None)
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

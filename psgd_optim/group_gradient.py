@@ -40,7 +40,8 @@ class GroupGradient(abc.ABC):
 class FactorGradient(GroupGradient):
     """The gradient of one factor `Q` that geometries can move: sizes and products.
 
-    Both products return the layout in which `Q` is stored, a member of the factor's pattern.
+    Both products return a new tensor in the layout in which `Q` is stored, a member of the factor's
+    pattern.
     """
 
     @abc.abstractmethod
@@ -59,8 +60,8 @@ class FactorGradient(GroupGradient):
             step: (B,).
         """
         factor = linalg.per_block(-step, q)
-        q = torch.addcmul(q, factor, self.left(q))
-        q = torch.addcmul(q, factor, self.right(q))
+        q = self.left(q).mul_(factor).add_(q)
+        q = self.right(q).mul_(factor).add_(q)
         # The Hermitian part takes away what rounding leaves; a diagonal is real.
         return q if q.ndim == 2 else linalg.hermitian_part(q)
 
@@ -161,13 +162,13 @@ class MatrixGradient(FactorGradient):
         """Return `(T1 - T2) Q`, (B, n, n)."""
         if isinstance(self._t2, Tensor):
             return self.difference @ q
-        return torch.baddbmm(q, self._t1, q, beta=-self._t2)
+        return (self._t1 @ q).sub_(q, alpha=self._t2)
 
     def right(self, q: Tensor) -> Tensor:
         """Return `Q (T1 - T2)`, (B, n, n)."""
         if isinstance(self._t2, Tensor):
             return q @ self.difference
-        return torch.baddbmm(q, q, self._t1, beta=-self._t2)
+        return (q @ self._t1).sub_(q, alpha=self._t2)
 
     def upper_left(self, q: Tensor) -> Tensor:
         """Return `triu(T1 - T2) Q`, (B, n, n)."""
@@ -218,11 +219,11 @@ class ThinGradient(FactorGradient):
 
     def left(self, q: Tensor) -> Tensor:
         """Return `(X X^H - t I) Q`, (B, n, n)."""
-        return torch.baddbmm(q, self._x, self._x.mH @ q, beta=-self._t)
+        return (self._x @ (self._x.mH @ q)).sub_(q, alpha=self._t)
 
     def right(self, q: Tensor) -> Tensor:
         """Return `Q (X X^H - t I)`, (B, n, n)."""
-        return torch.baddbmm(q, q @ self._x, self._x.mH, beta=-self._t)
+        return ((q @ self._x) @ self._x.mH).sub_(q, alpha=self._t)
 
     def sandwich(self, q: Tensor, step: Tensor) -> Tensor:
         """Return `M Q M` with `M = I - step E`, exactly Hermitian if `Q` is.

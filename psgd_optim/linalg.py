@@ -290,8 +290,8 @@ def hermitian_root(a: Tensor) -> Tensor:
     return root
 
 
-def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Tensor:
-    """Rotate matrices one step towards the Hermitian positive semi-definite cone.
+def rotate_towards_psd_(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Tensor:
+    """Rotate matrices one step towards the Hermitian positive semi-definite cone, in place.
 
     One ascent step on `Re tr(U Q)` over unitary `U = exp(a R)`, with `R = Q^H - Q` scaled to unit
     norm and the exponential cut after the second order. `Q^H Q` changes by at most `a^4 / 4`.
@@ -302,24 +302,25 @@ def rotate_towards_psd(q: Tensor, start: Tensor, max_angle: float = 0.125) -> Te
         max_angle: Largest `a`; at most 1/4.
 
     Returns:
-        (B, n, n), the rotated matrices.
+        (B, n, n), `q` itself.
 
     Source: design formulas 8.2, step 2.
     """
     s, norm = _skew_part(q, start)  # S = -R, unscaled
     sq = s @ q
-    # S^H = -S: tr(R Q) is the inner product of S with Q, and tr(R R Q) minus that of S with S Q.
-    slope = _inner(s, q) / norm  # (B,), >= 0
+    # S^H = -S: tr(R Q) is the inner product of S with Q, which is half the square of the Frobenius
+    # norm of S, and tr(R R Q) is minus the inner product of S with S Q.
+    slope = 0.5 * row_norms(s).square() / norm  # (B,)
     bend = -_inner(s, sq) / norm / norm  # (B,)
     angle = torch.where(bend < 0, -slope / bend, max_angle).clamp(max=max_angle)
     # Q + a R Q + a^2 / 2 R R Q, where a R is `-angle / norm` times S.
     factor = per_block(-angle / norm, q)
     arq = sq.mul_(factor)
-    return torch.baddbmm(q + arq, s.mul_(factor), arq, alpha=0.5)
+    return q.add_(arq).baddbmm_(s.mul_(factor), arq, alpha=0.5)
 
 
-def rotate_onto_psd(q: Tensor, start: Tensor, turns: int = 2, max_angle: float = 1 / 3) -> Tensor:
-    """Rotate matrices by a few third-order steps towards being Hermitian to 0.1 %.
+def rotate_onto_psd_(q: Tensor, start: Tensor, turns: int = 2, max_angle: float = 1 / 3) -> Tensor:
+    """Rotate matrices by a few third-order steps towards being Hermitian to 0.1 %, in place.
 
     Args:
         q: (B, n, n).
@@ -328,7 +329,7 @@ def rotate_onto_psd(q: Tensor, start: Tensor, turns: int = 2, max_angle: float =
         max_angle: Largest angle of one step; at most 5/8.
 
     Returns:
-        (B, n, n), the rotated matrices; `Q^H Q` changes by at most `a^6 / 64` in a step.
+        (B, n, n), `q` itself; `Q^H Q` changes by at most `a^6 / 64` in a step.
 
     Source: design formulas 8.2, step 3. Deviation: the number of steps is fixed, not up to 10 until
     the matrix is Hermitian enough, so that no branch looks at a tensor; in fits and under heavy
@@ -336,11 +337,11 @@ def rotate_onto_psd(q: Tensor, start: Tensor, turns: int = 2, max_angle: float =
     """
     for _ in range(turns):
         s, norm = _skew_part(q, start)
-        q = _turn(q, s.div_(per_block(-norm, s)), max_angle)
+        _turn_(q, s.div_(per_block(-norm, s)), max_angle)
     return q
 
 
-def _turn(q: Tensor, r: Tensor, max_angle: float) -> Tensor:
+def _turn_(q: Tensor, r: Tensor, max_angle: float) -> None:
     """Take one third-order step along `R`; none where `Q` is Hermitian to 0.1 %."""
     rq = r @ q
     rrq = r @ rq
@@ -352,7 +353,7 @@ def _turn(q: Tensor, r: Tensor, max_angle: float) -> Tensor:
     turns = (slope > 0) & (twist < 0) & (skewness >= 1e-3 * q.abs().amax(dim=(1, 2)))
     angle = per_block(torch.where(turns, angle, 0), q)
     # 1/8, not 1/6: it keeps the step unitary to one order more.
-    return q + angle * rq + (0.5 * angle.square()) * rrq + (0.125 * angle**3) * rrrq
+    q.addcmul_(angle, rq).addcmul_(0.5 * angle.square(), rrq).addcmul_(0.125 * angle**3, rrrq)
 
 
 def _skew_part(q: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -367,7 +368,12 @@ def _skew_part(q: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the real part of the inner product of every two matrices, (B,)."""
-    product: Tensor = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
+    if a.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Row by row, because there is no batched one that makes no tensor of products.
+        pairs = zip(a.flatten(1).unbind(), b.flatten(1).unbind(), strict=True)
+        product = torch.stack([torch.vdot(x, y) for x, y in pairs])
+    else:
+        product = torch.linalg.vecdot(a.flatten(1), b.flatten(1))
     return product.real if product.is_complex() else product
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, SparseForm
-from psgd_optim.views import Joined, Pieces, Stacked, Touched, View, squeezed
+from psgd_optim.views import Box, Joined, Pieces, Stacked, Touched, View, squeezed
 
 Named = tuple[str, Tensor]
 """A parameter with its name, "" where the optimizer was given none."""
@@ -119,7 +119,8 @@ class Split(Scope):
     """Axes longer than a size are cut into equal pieces, and every piece is one tensor to the form.
 
     An axis of `n` gets `ceil(n / size)` pieces that differ in size by at most one, so that nothing
-    is padded, and the pieces of equally shaped parameters share a few stacks.
+    is padded. Pieces of one shape share a stack, whatever parameters they are from: where the size
+    divides most axes, a whole model is one or two stacks.
 
     Args:
         form: The form of every piece.
@@ -143,16 +144,15 @@ class Split(Scope):
         return f"Split({self.form.layout}, {self.size})"
 
     def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
-        """Return a view for every shape of a parameter and shape of its pieces."""
-        found: Arrangement = []
-        chosen = (p for _, p in params if wanted(p))
-        for group in _grouped(chosen, lambda p: squeezed(p.shape)):
-            boxes: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
-            cuts = (_cut(n, self.size) for n in squeezed(group[0].shape))
-            for box in itertools.product(*cuts):
+        """Return a view for every shape of a piece, whatever parameter it is from."""
+        found: dict[Hashable, list[tuple[Tensor, list[Box]]]] = {}
+        for p in (p for _, p in params if wanted(p)):
+            boxes: dict[tuple[int, ...], list[Box]] = {}
+            for box in itertools.product(*(_cut(n, self.size) for n in squeezed(p.shape))):
                 boxes.setdefault(tuple(s.stop - s.start for s in box), []).append(box)
-            found += [(Pieces(group, same), self.form) for same in boxes.values()]
-        return found
+            for shape, same in boxes.items():
+                found.setdefault((shape, p.dtype, p.device), []).append((p, same))
+        return [(Pieces(pieces), self.form) for pieces in found.values()]
 
 
 @final

@@ -148,6 +148,27 @@ def test_a_split_form_equals_the_form_on_each_piece() -> None:
         torch.testing.assert_close(p.detach()[box], x.detach(), rtol=1e-14, atol=1e-15)
 
 
+def test_pieces_of_one_shape_share_a_stack_whatever_they_are_pieces_of() -> None:
+    shapes = (4, 2), (2, 6), (2, 2)
+    params = [p for _, p in named(*shapes)]
+    alone = [p.detach().clone().requires_grad_() for p in params]
+    ((view, _),) = Split(Diagonal(), 2).arrange([("", p) for p in params])
+    assert (view.shape, view.counts) == ((2, 2), [2, 3, 1])
+    together = PSGD(params, 0.1, form=Split(Diagonal(), 2), **QUIET)
+    singles = [PSGD([p], 0.1, form=Split(Diagonal(), 2), **QUIET) for p in alone]
+    for step in range(4):
+        set_gradients(params, step)
+        params[1].grad = None if step == 2 else params[1].grad
+        for p, x in zip(params, alone, strict=True):
+            x.grad = p.grad
+        together.step()
+        for single in singles:
+            single.step()
+    for p, x in zip(params, alone, strict=True):
+        torch.testing.assert_close(p.detach(), x.detach(), rtol=1e-14, atol=1e-15)
+    assert together.state[params[2]]["2x2/q"].shape == (2, 2)  # one piece has no axis of its own
+
+
 def test_pieces_of_a_parameter_without_a_gradient_stay() -> None:
     params = [p for _, p in named((5, 4), (5, 4))]
     optimizer = PSGD(params, 0.1, form=Split(Kron(), 3), **QUIET)
