@@ -80,12 +80,18 @@ def lines(record: Mapping[str, Any], probability: float) -> list[Line]:
         Lines in the order of the contenders.
     """
     found = record["contenders"]
-    asked = dict.fromkeys([probability, 1.0])
     return [
         _line(record, name, p)
         for name, contender in found.items()
-        for p in (asked if FIT in contender["phases"] else [None])
+        for p in _probabilities(contender["phases"], probability)
     ]
+
+
+def _probabilities(phases: Mapping[str, Any], asked: float) -> list[float | None]:
+    """Return the probabilities of a fit that a contender has lines for."""
+    if APPLY in phases:
+        return list(dict.fromkeys([asked, 1.0]))
+    return [1.0] if FIT in phases else [None]
 
 
 def _line(record: Mapping[str, Any], name: str, probability: float | None) -> Line:
@@ -114,9 +120,10 @@ def _line(record: Mapping[str, Any], name: str, probability: float | None) -> Li
 
 
 def _cost(phases: Mapping[str, Any], key: str, probability: float | None) -> Spread:
-    if probability is None:
-        return spread(phases[WHOLE][key])
-    return mean_spread(phases[APPLY][key], phases[FIT][key], probability)
+    if len(phases) == 1:
+        (phase,) = phases.values()
+        return spread(phase[key])
+    return mean_spread(phases[APPLY][key], phases[FIT][key], probability or 0.0)
 
 
 def _flops(phases: Mapping[str, Any], probability: float | None) -> float | None:

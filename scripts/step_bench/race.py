@@ -31,10 +31,13 @@ class Racer:
         self.optimizers = contender.build(workload.named, self.gate, limit)
         self.samples: dict[str, Samples] = {}
         self._device = workload.device
+        self._taken = 0
 
     def step(self, phase: str) -> None:
         """Take a step of a phase."""
         self.gate.is_open = phase == FIT
+        self.gate.now = self._taken
+        self._taken += 1
         for optimizer in self.optimizers:
             optimizer.step()
 
@@ -183,7 +186,7 @@ def _flops(racer: Racer, workload: Workload, gradients: Gradients) -> dict[str, 
     contender = racer.contender
     planned = None if contender.form is None else plan_flops(contender.form, workload.named)
     if planned is not None:
-        return dict(zip(contender.phases, planned, strict=True))
+        return {phase: planned[phase == FIT] for phase in contender.phases}
     if contender.compiles:  # a compiled function does not say what it computes
         return None
     counts: dict[str, float] = {}

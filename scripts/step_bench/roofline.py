@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from psgd_optim import Kron, Preconditioner
 from psgd_optim.axis_plan import SizePlan
 from psgd_optim.factors.matrix import MatrixFactor
-from psgd_optim.geometry import Q0_5EQ1_5
+from psgd_optim.geometry import Q0_5EQ1_5, QUAD, Geometry
 from psgd_optim.scope import Scope, as_scope
 from step_bench.models import Named
 from step_bench.timing import timed
@@ -103,29 +103,41 @@ def moved_bytes(named: Named, moments: int) -> int:
 def plan_flops(form: Preconditioner | Scope, named: Named) -> tuple[int, int] | None:
     """Return the FLOPs of a step without and of one with a fit, if the plan says it all.
 
-    For every dense axis, an application takes one product with a `P` that is at hand; a fit takes
-    an application, a Gram matrix, three products of (n, n) matrices and two norm estimates.
+    For every dense axis, an application takes one product with a `P` that is at hand, and a fit
+    what `_fit_flops` says and an application to its sample.
 
     Args:
         form: What is stepped.
         named: The parameters.
 
     Returns:
-        Both numbers, or `None` if a form is not a `Kron` in its default geometry.
+        Both numbers, or `None` if a form is not a `Kron` in one of the geometries that are counted.
     """
     apply = fit = 0
     for view, part in as_scope(form).arrange([(name, p) for name, p in named]):
-        if not isinstance(part, Kron) or part.geometry is not Q0_5EQ1_5:
+        if not isinstance(part, Kron) or part.geometry not in (Q0_5EQ1_5, QUAD):
             return None
         plan = part.plan or SizePlan(max_size=part.max_size, max_skew=part.max_skew)
         factors = plan.factors(view.shape)
         dense = [n for n, f in zip(view.shape, factors, strict=True) if isinstance(f, MatrixFactor)]
         numbers = torch.Size(view.shape).numel()
         products = view.rows * sum(2 * numbers * n for n in dense)
-        square = sum(6 * n**3 + 2 * _NORM_ROWS * _NORM_PRODUCTS * n**2 for n in dense)
         apply += products
-        fit += 2 * products + view.rows * square
+        fit += products + view.rows * sum(_fit_flops(n, numbers, part.geometry) for n in dense)
+        # One estimate of the norm of T1 serves both sides of a matrix.
+        shortest = min(dense, default=0)
+        fit += view.rows * 2 * _NORM_ROWS * _NORM_PRODUCTS * shortest**2
     return apply, apply + fit
+
+
+def _fit_flops(n: int, numbers: int, geometry: Geometry) -> int:
+    """Return the FLOPs of moving one dense factor and of forming its `P`."""
+    sides = 2 if geometry is QUAD else 1  # QUAD multiplies from both
+    rotation = 0 if geometry.rotate is None else 2 * 2 * n**3 + 2 * 8 * 5 * n**2
+    square = 2 * n**3
+    if 2 * numbers <= n * n:  # a long axis: two products with the sample, and no Gram matrix
+        return 4 * numbers * n + rotation + square
+    return 2 * numbers * n + sides * 2 * n**3 + rotation + square
 
 
 def counted_flops(step: Callable[[], None]) -> int:

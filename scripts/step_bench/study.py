@@ -41,10 +41,11 @@ class BenchConfig:
         *(contender.name for contender in PEERS),
     )
     """Names or shell patterns, such as 'psgd-*' for PSGD in every form. The names: adamw-fused,
-    adamw-foreach, muon, psgd-long-diagonal, psgd-blocks-128, psgd-both-dense,
-    psgd-long-diagonal-bf16, psgd-both-dense-bf16, psgd-all-diagonal, psgd-scan, psgd-scaw,
-    psgd-diagonal, psgd-closed-diagonal, psgd-scalar, psgd-dense, psgd-lowrank, psgd-sparse-lu,
-    psgd-arrow, psgd-permutation, psgd-butterfly, pytorch-optimizer-kron, pytorch-optimizer-soap,
+    adamw-foreach, muon, psgd-long-diagonal, psgd-blocks-128, psgd-both-dense, psgd-both-dense-quad,
+    psgd-both-dense-every-step, psgd-both-dense-quad-every-step, psgd-long-diagonal-bf16,
+    psgd-both-dense-bf16, psgd-all-diagonal, psgd-scan, psgd-scaw, psgd-diagonal,
+    psgd-closed-diagonal, psgd-scalar, psgd-dense, psgd-lowrank, psgd-sparse-lu, psgd-arrow,
+    psgd-permutation, psgd-butterfly, pytorch-optimizer-kron, pytorch-optimizer-soap,
     pytorch-optimizer-shampoo, heavyball-psgdkron, heavyball-psgdpro, kron-torch."""
     repeats: int = 9
     """Samples of everything, taken in turns; at least 7."""

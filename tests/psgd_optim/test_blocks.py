@@ -1,5 +1,7 @@
 """Blocks: rows are views of stacks, and selections write back what they own and nothing else."""
 
+import math
+
 import pytest
 import torch
 
@@ -124,3 +126,28 @@ def test_sparse_gradients_are_refused() -> None:
     param.grad = torch.zeros(4, 1, 3).to_sparse()
     with pytest.raises(TypeError, match=r"sparse gradient for a parameter of shape \(4, 1, 3\)"):
         stacked.units_with_gradient()
+
+
+def test_the_host_counts_only_steps_of_all_rows() -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    block = Block.allocate(Stacked(params), Diagonal())
+    for _ in range(11):
+        block.count(None)
+    assert block.has_ramped(0.9) and not block.has_ramped(0.95)
+    block.count(torch.tensor([True, False]))
+    assert block.steps.tolist() == [12, 11]
+    assert not block.has_ramped(0.91)  # 11 steps of the second row
+
+
+def test_p_is_formed_again_only_when_the_state_or_the_plan_has_changed() -> None:
+    params = [torch.randn(6, 3, requires_grad=True) for _ in range(2)]
+    block = Block.allocate(Stacked(params), Kron(max_skew=math.inf))
+    first = block.operator(64.0)
+    assert set(first) == {"p0", "p1"}
+    assert block.operator(64.0) is first
+    assert set(block.operator(1.0)) == {"q0", "p1"}  # 6^2 > 18: two products cost less once
+    again = block.operator(64.0)
+    block.state["q0"][1] *= 2  # by whomever
+    torch.testing.assert_close(block.operator(64.0)["p0"][1], 4 * again["p0"][1])
+    block.state["q1"] = 3 * block.state["q1"]
+    torch.testing.assert_close(block.operator(64.0)["p1"], 9 * again["p1"])

@@ -143,3 +143,28 @@ def test_lift_keeps_what_is_precise_enough() -> None:
     assert linalg.lift(x) is x
     assert linalg.lift(x.bfloat16()).dtype == torch.float32
     assert linalg.lift(x.double()).dtype == torch.float64
+
+
+def test_masks_are_none_where_the_host_knows_that_all_rows_are_in() -> None:
+    yes, no = torch.tensor([True, True]), torch.tensor([True, False])
+    assert linalg.known(yes) is None and linalg.known(no) is no
+    assert linalg.surely(yes.view(2, 1)) and not linalg.surely(no.view(1, 2))
+    assert not linalg.surely(yes.to("meta"))  # it would have to wait for a device
+    assert linalg.both(None, None) is None and linalg.both(None, no) is no
+    assert linalg.both(no, None, ~no).tolist() == [False, False]  # type: ignore[union-attr]
+    x = torch.tensor([[1.0], [torch.nan]])
+    assert linalg.keep_rows(None, x) is x
+    assert linalg.keep_rows(no, x).tolist() == [[1], [0]]
+    assert linalg.keep_rows(no, x, -x.nan_to_num()).tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize("value", [1e30, -1e38, torch.inf, -torch.inf, torch.nan])
+def test_finite_rows_are_found_whatever_their_squares_are(value: float) -> None:
+    x = torch.ones(3, 4)
+    x[1, 2] = value
+    is_finite = abs(value) < torch.inf
+    found = linalg.finite_rows(x)
+    assert (found is None) == is_finite
+    assert found is None or found.tolist() == [True, False, True]
+    peaks = linalg.row_peaks(x)
+    assert peaks[0] == 1 and bool(peaks.isfinite()[1]) == is_finite
