@@ -31,8 +31,8 @@ class Fitting:
         init_scale: `Q` starts as this times the identity; `None` takes the scale of each
             parameter's first gradient.
         seed: Of the gate's coin and of all noise.
-        max_memory: Largest state of the optimizer in bytes; a plan above it is refused before
-            anything is allocated.
+        max_memory: Largest memory of the optimizer in bytes, its state and the products `P` that it
+            keeps between fits; a plan above it is refused before anything is allocated.
 
     Raises:
         ValueError: If a number is outside its range.

@@ -16,25 +16,28 @@ def summarise(groups: Iterable[Sequence[Block]]) -> str:
 
     Returns:
         Lines of fixed-width columns: group, count, shape, preconditioner, numbers in `Q`, bytes
-        of all state, and state bytes per parameter byte.
+        of all state, those of the products `P` that are kept between fits when these are rare, and
+        the bytes of both per parameter byte.
     """
-    rows = [("group", "count", "shape", "preconditioner", "numbers in Q", "state", "of params")]
-    state_total = params_total = numbers_total = 0
+    titles = ("count", "shape", "preconditioner", "numbers in Q", "state", "kept P", "of params")
+    rows = [("group", *titles)]
+    state_total = kept_total = params_total = numbers_total = 0
     for index, blocks in enumerate(groups):
         for block in blocks:
             shape, count = block.view.shape, block.view.rows
             numbers = count * block.form.numel(shape)
-            state = _bytes(block)
+            state, kept = _state_bytes(block), _kept_bytes(block)
             size = count * math.prod(shape) * block.view.like.element_size()
             rows.append((
                 str(index), str(count), str(shape),
-                block.form.describe(shape), f"{numbers:,}", _human(state),
-                f"{state / size:.2f}x",
+                block.form.describe(shape), f"{numbers:,}", _human(state), _human(kept),
+                f"{(state + kept) / size:.2f}x",
             ))  # fmt: skip
             numbers_total, state_total = numbers_total + numbers, state_total + state
-            params_total += size
-    ratio = f"{state_total / max(1, params_total):.2f}x"
-    rows.append(("total", "", "", "", f"{numbers_total:,}", _human(state_total), ratio))
+            kept_total, params_total = kept_total + kept, params_total + size
+    ratio = f"{(state_total + kept_total) / max(1, params_total):.2f}x"
+    sizes = (f"{numbers_total:,}", _human(state_total), _human(kept_total), ratio)
+    rows.append(("total", "", "", "", *sizes))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -43,7 +46,7 @@ def summarise(groups: Iterable[Sequence[Block]]) -> str:
 
 
 def check_memory(groups: Iterable[Sequence[Block]], limit: float) -> None:
-    """Refuse a plan whose state takes more than some number of bytes.
+    """Refuse a plan whose state, with the products kept beside it, takes more than some bytes.
 
     Args:
         groups: The blocks of each parameter group; their tensors may be without memory.
@@ -67,8 +70,19 @@ def check_memory(groups: Iterable[Sequence[Block]], limit: float) -> None:
 
 
 def _bytes(block: Block) -> int:
+    return _state_bytes(block) + _kept_bytes(block)
+
+
+def _state_bytes(block: Block) -> int:
     tensors: list[Tensor] = [block.steps, *block.extra.values(), *block.state.values()]
-    return sum(x.numel() * x.element_size() for x in tensors)
+    return sum(x.nbytes for x in tensors)
+
+
+def _kept_bytes(block: Block) -> int:
+    """Return the bytes of what `apply` takes that are not the state's, when fits are rare."""
+    held = {id(x) for x in block.state.values()}
+    prepared = block.form.prepare(block.state, math.inf)
+    return sum(x.nbytes for x in prepared.values() if id(x) not in held)
 
 
 def _human(size: float) -> str:
