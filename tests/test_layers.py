@@ -12,7 +12,14 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"types", "noise", "penalty", "views", "affine.base"},
     {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
-    {"group_gradient", "permutation_groups", "averages", "updates", "affine.recurrent"},
+    {
+        "group_gradient",
+        "permutation_groups",
+        "averages",
+        "updates",
+        "rounding",
+        "affine.recurrent",
+    },
     {"step_size", "geometry", "clipping", "affine.convert"},
     {"factors.base", "arrow", "low_rank_gradient"},
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},

@@ -19,6 +19,8 @@ class Preconditioner(abc.ABC):
 
     `update` and `apply` take no random numbers and no result of theirs depends on a branch:
     randomness comes in through `draw`, so that an update can be repeated, compiled and captured.
+    What an update writes to a state in half precision goes through `rounding.write_`, which rounds
+    stochastically: steps below the last bit add up.
     """
 
     name: ClassVar[str]
@@ -55,7 +57,8 @@ class Preconditioner(abc.ABC):
             generator: On the device of the state.
 
         Returns:
-            Named tensors with a leading block axis; empty when the form needs none.
+            Named tensors with a leading block axis, those of `rounding.draw_bits` among them; empty
+            when the form needs none.
         """
 
     @abc.abstractmethod

@@ -33,6 +33,7 @@ from psgd_optim.linalg import (
     row_peaks,
     surely,
 )
+from psgd_optim.rounding import draw_bits, is_half, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
 
@@ -55,8 +56,9 @@ class Kron(Preconditioner):
         normaliser: What divides the step size. `MaxEntry` is for plans without full matrices, whose
             norm may be many times their largest entry.
         dtype: The factors' real dtype, e.g. `torch.bfloat16`; `None` is the parameters' dtype,
-            at least single precision. Updates compute in single precision or better; in bfloat16
-            the rounding of heavy-tailed fits may flip the sign of det(Q), which does P no harm.
+            at least single precision. Updates compute in single precision or better, and round half
+            precision stochastically, so that small steps are not lost; in bfloat16 the rounding of
+            heavy-tailed fits may flip the sign of det(Q), which does P no harm.
 
     Raises:
         ValueError: If `max_size` or `max_skew` is negative, or not the default beside a plan; if
@@ -138,15 +140,15 @@ class Kron(Preconditioner):
         return state
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Draw the rows that norm estimates start from, `start{i}` for each dense axis."""
+        """Draw `start{i}`, rows for the norm estimates of dense axes, and bits for rounding."""
         # The estimate needs more rows where the factor itself is coarse (design formulas 8.3).
-        rows = 128 if state["q0"].dtype in (torch.bfloat16, torch.float16) else 32
+        rows = 128 if is_half(state["q0"].dtype) else 32
         draws: State = {}
         for i, factor in enumerate(self._factors(self._sizes(state))):
             start = factor.start(state[f"q{i}"], rows, generator)
             if start is not None:
                 draws[f"start{i}"] = start
-        return draws
+        return draws | draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Fit the factors to one sample; keeps det(Q) > 0 for rates up to 0.84.
@@ -158,7 +160,7 @@ class Kron(Preconditioner):
         gradients = sample_gradients(self.geometry, factors, qs, probe, starts)
         moved, safe = self.move(state, qs, gradients, starts, rate)
         for i, (new, old) in enumerate(zip(_balance(moved), qs, strict=True)):
-            state[f"q{i}"].copy_(keep_rows(safe, new, old))
+            write_(state, f"q{i}", keep_rows(safe, new, old), draws)
 
     def move(
         self,
