@@ -17,6 +17,7 @@ from psgd_optim.fitting import Fitting
 from psgd_optim.groups import GroupParts, check_unchanged
 from psgd_optim.linalg import Mask
 from psgd_optim.noise import noise_generator
+from psgd_optim.runners import Runner
 from psgd_optim.store import PLACE_SHIFT
 from psgd_optim.updates import Update
 
@@ -61,6 +62,7 @@ def take_step(
     fitting: Fitting,
     clips: Sequence[Clip],
     moment: Moment,
+    runner: Runner,
 ) -> dict[str, Tensor]:
     """Step every block that has a gradient.
 
@@ -70,6 +72,7 @@ def take_step(
         fitting: How.
         clips: What limits the updates, in order.
         moment: Which step this is.
+        runner: Runs the blocks' own steps.
 
     Returns:
         The figures of the step.
@@ -83,7 +86,7 @@ def take_step(
     work = [(member, units) for member, units in work if units]
     for member, _ in work:
         check_unchanged(member.settings, member.block)
-    rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
+    rules = [_rules(member, criterion, fitting, moment, runner) for member, _ in work]
     parts: list[Block] = []
     updates: list[Update] = []
     sound: list[Mask] = []
@@ -103,7 +106,9 @@ def take_step(
     return metrics
 
 
-def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
+def _rules(
+    member: Member, criterion: Criterion, fitting: Fitting, moment: Moment, runner: Runner
+) -> StepRules:
     device = member.block.steps.device
     place = (member.number >> PLACE_SHIFT) + member.number % (1 << PLACE_SHIFT)
     stream = partial(noise_generator, device, moment.seed, moment.step, member.number)
@@ -116,4 +121,5 @@ def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Momen
         pairs=moment.pairs,
         uses=moment.uses,
         generator=stream,
+        runner=runner,
     )
