@@ -1,6 +1,7 @@
 """What one step does to one block: start, average, fit, precondition."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,8 @@ from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
 from psgd_optim.linalg import Mask, both, finite_rows, keep_rows, known, row_peaks
-from psgd_optim.row_step import Inputs, Plan, Sight, cleaned, step_rows
-from psgd_optim.runners import Eager, Runner
+from psgd_optim.row_step import Inputs, Numbers, Outcome, Plan, Sight, cleaned, step_rows
+from psgd_optim.runners import Eager, Runner, Task
 from psgd_optim.schedules import Adaptive
 from psgd_optim.updates import Update
 
@@ -30,7 +31,6 @@ class StepRules:
         pairs: Hessian-vector pairs, in the steps that have some.
         uses: About how often `P` is applied between two fits.
         generator: Makes the generator of the block's noise in this step.
-        runner: Runs the steps of blocks in no special situation.
     """
 
     criterion: Criterion
@@ -41,33 +41,48 @@ class StepRules:
     pairs: Pairs | None
     uses: float
     generator: Callable[[], torch.Generator]
-    runner: Runner
 
 
 def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
-    """Return a block's preconditioned gradients, and which rows are finite throughout.
+    """Return one block's step as `precondition_all` does."""
+    return precondition_all([(block, rules)], Eager())[0]
+
+
+def precondition_all(
+    work: Sequence[tuple[Block, StepRules]], runner: Runner
+) -> list[tuple[Update, Mask]]:
+    """Return blocks' preconditioned gradients, and which rows are finite throughout.
 
     Args:
-        block: The rows to step; their state moves on.
-        rules: How.
+        work: The rows to step, whose state moves on, and how.
+        runner: Runs the steps of blocks in no special situation.
 
     Returns:
-        The update, zero in rows to leave alone, and which rows were sound.
+        For each block the update, zero in rows to leave alone, and which rows were sound.
     """
-    plan = _plan(block, rules)
-    if block.is_steady and rules.criterion.pairs is None:
-        inputs = _inputs(block, rules, plan, rules.runner)
-        outcome = rules.runner.run(plan, inputs, block)
-    else:
-        sight = _sight(block, rules)
-        outcome = step_rows(plan, _inputs(block, rules, plan, _EAGER), sight)
+    plain = [block.is_steady and rules.criterion.pairs is None for block, rules in work]
+    steady = itertools.compress(work, plain)
+    # One after the other: random numbers of all blocks at once would take memory.
+    found = iter(runner.run(_task(block, rules) for block, rules in steady))
+    return [
+        _noted(block, rules, next(found) if is_plain else _special_step(block, rules))
+        for (block, rules), is_plain in zip(work, plain, strict=True)
+    ]
+
+
+def _noted(block: Block, rules: StepRules, outcome: Outcome) -> tuple[Update, Mask]:
+    """Tell the block what its step has left, and return the update and the sound rows."""
     block.count(_known(outcome.active))
     if outcome.operator is not None:
         block.keep_operator(rules.uses, outcome.operator)
     return Update(outcome.rows, outcome.norms), _known(outcome.sound)
 
 
-_EAGER = Eager()
+def _special_step(block: Block, rules: StepRules) -> Outcome:
+    """Step rows of which some have not started, or have a pair, or are a selection."""
+    sight = _sight(block, rules)
+    task = _task(block, rules)
+    return step_rows(task.plan, task.inputs, task.numbers, sight)
 
 
 def _known(mask: Mask) -> Mask:
@@ -88,25 +103,26 @@ def _plan(block: Block, rules: StepRules) -> Plan:
     )
 
 
-def _inputs(block: Block, rules: StepRules, plan: Plan, runner: Runner) -> Inputs:
-    """Return what the step reads and writes, with the random numbers of a fit."""
+def _task(block: Block, rules: StepRules) -> Task:
+    """Return what to compute, with the random numbers of a fit."""
+    plan = _plan(block, rules)
     noise, draws = None, {}
     if plan.fits:
         generator = rules.generator()
         like = block.empty_rows()
         noise = rules.criterion.draw(like, generator, needs_v=block.form.needs_v)
         draws = block.form.draw(block.state, generator)
-    return Inputs(
+    inputs = Inputs(
         state=block.state,
         extra=block.extra,
         steps=block.steps,
         operator=block.operator(rules.uses) if plan.reads_operator else {},
-        momentum=runner.number(rules.momentum, block.steps),
-        rate=runner.number(rules.rate, block.steps),
         noise=noise,
         draws=draws,
         has_ramped=block.has_ramped(rules.momentum),
     )
+    numbers = Numbers(momentum=rules.momentum, rate=rules.rate)
+    return Task(block=block, plan=plan, inputs=inputs, numbers=numbers)
 
 
 def _sight(block: Block, rules: StepRules) -> Sight:

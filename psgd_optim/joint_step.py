@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.block_step import StepRules, precondition_all
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion
@@ -15,11 +15,9 @@ from psgd_optim.curvature import Pairs
 from psgd_optim.diagnostics import step_metrics
 from psgd_optim.fitting import Fitting
 from psgd_optim.groups import GroupParts, check_unchanged
-from psgd_optim.linalg import Mask
 from psgd_optim.noise import noise_generator
 from psgd_optim.runners import Runner
 from psgd_optim.store import PLACE_SHIFT
-from psgd_optim.updates import Update
 
 
 @dataclass(frozen=True)
@@ -86,16 +84,10 @@ def take_step(
     work = [(member, units) for member, units in work if units]
     for member, _ in work:
         check_unchanged(member.settings, member.block)
-    rules = [_rules(member, criterion, fitting, moment, runner) for member, _ in work]
-    parts: list[Block] = []
-    updates: list[Update] = []
-    sound: list[Mask] = []
-    for (member, units), rule in zip(work, rules, strict=True):
-        part = member.block.select(units)
-        update, mask = precondition(part, rule)
-        parts.append(part)
-        updates.append(update)
-        sound.append(mask)
+    rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
+    parts = [member.block.select(units) for member, units in work]
+    found = precondition_all(list(zip(parts, rules, strict=True)), runner)
+    updates, sound = [update for update, _ in found], [mask for _, mask in found]
     metrics = step_metrics(updates, sound)
     for clip in clips:
         clip.clip_(updates)
@@ -106,9 +98,7 @@ def take_step(
     return metrics
 
 
-def _rules(
-    member: Member, criterion: Criterion, fitting: Fitting, moment: Moment, runner: Runner
-) -> StepRules:
+def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
     device = member.block.steps.device
     place = (member.number >> PLACE_SHIFT) + member.number % (1 << PLACE_SHIFT)
     stream = partial(noise_generator, device, moment.seed, moment.step, member.number)
@@ -121,5 +111,4 @@ def _rules(
         pairs=moment.pairs,
         uses=moment.uses,
         generator=stream,
-        runner=runner,
     )

@@ -68,10 +68,11 @@ class PSGD(torch.optim.Optimizer):
         clip: Limits and scales of the preconditioned gradient, applied in order; `None` takes the
             criterion's own.
         fitting: Step size, gate, order, start and seed of the preconditioner's fit.
-        compile: Run the step of each stack as one graph of `torch.compile`, made once for steps
-            with and once for steps without a fit; equal but for rounding. Not compiled: the first
-            steps, until all parameters of a stack have had a gradient; steps in which some of them
-            have none; sparse gradients; criteria that need pairs. Not part of the saved state.
+        compile: Run a step, up to clips and weight decay, as one graph of `torch.compile`, made
+            once for steps with and once for steps without a fit; equal but for rounding. Not
+            compiled are the first steps, until all parameters of a shape have had a gradient;
+            steps in which some of them have none; sparse gradients; criteria that need pairs. Not
+            part of the saved state.
 
     Raises:
         TypeError: If a part is not of its type.

@@ -5,7 +5,7 @@ be one. Shape legend: a block has `B` rows of one shape, (B, *shape).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,8 @@ class Plan:
         fits: Whether this step fits `Q`.
         update_first: Whether the fit comes before the gradient is preconditioned.
         adaptive: The step size of `Q` that follows the whitening error, if it does.
-        uses: About how often `P` is applied between two fits.
+        uses: About how often `P` is applied between two fits: all that it decides is what the
+            form's operator consists of.
     """
 
     form: Preconditioner
@@ -51,7 +52,7 @@ class Plan:
     fits: bool
     update_first: bool
     adaptive: Adaptive | None
-    uses: float
+    uses: float = field(compare=False)
 
     @property
     def needs_image(self) -> bool:
@@ -73,8 +74,6 @@ class Inputs:
         extra: What is remembered by others, by name; written.
         steps: (B,), how many gradients each row has used; written.
         operator: What the form's `apply` takes, if the step reads it.
-        momentum: Decay of the gradient average, a number or a 0-D tensor.
-        rate: Step size of `Q`, a number or a 0-D tensor.
         noise: The criterion's random numbers, in a step that fits.
         draws: The form's.
         has_ramped: Whether the host knows that every average is past its ramp.
@@ -84,11 +83,21 @@ class Inputs:
     extra: State
     steps: Tensor
     operator: State
-    momentum: float | Tensor
-    rate: float | Tensor
     noise: Tensor | None
     draws: State
     has_ramped: bool
+
+
+class Numbers(NamedTuple):
+    """What may differ from step to step, as numbers or, in a graph, 0-D tensors.
+
+    Attributes:
+        momentum: Decay of the gradient average.
+        rate: Step size of `Q`.
+    """
+
+    momentum: float | Tensor
+    rate: float | Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +139,13 @@ class Outcome(NamedTuple):
     operator: State | None
 
 
-def step_stack(plan: Plan, inputs: Inputs, stack: Tensor) -> Outcome:
+def step_stack(plan: Plan, inputs: Inputs, numbers: Numbers, stack: Tensor) -> Outcome:
     """Return the step of rows that have all started, and need no pair.
 
     Args:
         plan: What to compute.
         inputs: What to compute it with.
+        numbers: The rates.
         stack: (B, *shape), the gradients.
 
     Returns:
@@ -143,12 +153,12 @@ def step_stack(plan: Plan, inputs: Inputs, stack: Tensor) -> Outcome:
     """
     grads, ok = cleaned(lift(stack))
     before = inputs.steps.clone()
-    return step_rows(plan, inputs, Sight(grads=grads, ok=ok, active=ok, before=before))
+    return step_rows(plan, inputs, numbers, Sight(grads=grads, ok=ok, active=ok, before=before))
 
 
-def step_list(plan: Plan, inputs: Inputs, rows: Sequence[Tensor]) -> Outcome:
+def step_list(plan: Plan, inputs: Inputs, numbers: Numbers, rows: Sequence[Tensor]) -> Outcome:
     """Return the same for gradients (*shape) that are not stacked yet."""
-    return step_stack(plan, inputs, torch.stack(list(rows)))
+    return step_stack(plan, inputs, numbers, torch.stack(list(rows)))
 
 
 def cleaned(grads: Tensor) -> tuple[Tensor, Mask]:
@@ -157,12 +167,13 @@ def cleaned(grads: Tensor) -> tuple[Tensor, Mask]:
     return keep_rows(ok, grads), ok
 
 
-def step_rows(plan: Plan, inputs: Inputs, sight: Sight) -> Outcome:
+def step_rows(plan: Plan, inputs: Inputs, numbers: Numbers, sight: Sight) -> Outcome:
     """Average the gradients, fit `Q` if the plan says so, precondition, and remember.
 
     Args:
         plan: What to compute.
         inputs: What to compute it with; the rows' state moves on.
+        numbers: The rates.
         sight: The gradients.
 
     Returns:
@@ -170,16 +181,16 @@ def step_rows(plan: Plan, inputs: Inputs, sight: Sight) -> Outcome:
     """
     active = sight.active
     inputs.steps.add_(1 if active is None else active)
-    evidence = _averaged(inputs, sight)
+    evidence = _averaged(inputs, numbers.momentum, sight)
     ahead = evidence.average
     if plan.nesterov:
-        ahead = _between(sight.grads, ahead, inputs.momentum)
+        ahead = _between(sight.grads, ahead, numbers.momentum)
     rows = None
     if not (plan.fits and plan.update_first):
         rows = _direction(plan, inputs.operator, ahead)
     operator = None
     if plan.fits:
-        _fit(plan, inputs, evidence, both(active, sight.sound))
+        _fit(plan, inputs, numbers.rate, evidence, both(active, sight.sound))
         operator = plan.form.prepare(inputs.state, plan.uses)
     plan.criterion.remember(evidence, inputs.extra, active)
     if rows is None:
@@ -187,13 +198,13 @@ def step_rows(plan: Plan, inputs: Inputs, sight: Sight) -> Outcome:
     return _finished(rows, sight, operator)
 
 
-def _averaged(inputs: Inputs, sight: Sight) -> Evidence:
+def _averaged(inputs: Inputs, momentum: float | Tensor, sight: Sight) -> Evidence:
     """Fold the gradients into their average, if there is one."""
     average = sight.grads
     if "momentum" in inputs.extra:
         ramp = None if sight.active is None and inputs.has_ramped else sight.before
         kept = inputs.extra["momentum"]
-        average = fold_in(kept, sight.grads, ramp, sight.active, inputs.momentum)
+        average = fold_in(kept, sight.grads, ramp, sight.active, momentum)
     return Evidence(grad=sight.grads, average=average, steps=sight.before, pair=sight.pair)
 
 
@@ -225,11 +236,11 @@ def _finished(rows: Tensor, sight: Sight, operator: State | None) -> Outcome:
     )
 
 
-def _fit(plan: Plan, inputs: Inputs, evidence: Evidence, rows: Mask) -> None:
+def _fit(plan: Plan, inputs: Inputs, rate: float | Tensor, evidence: Evidence, rows: Mask) -> None:
     """Update `Q` of some rows."""
     form = plan.form
     probe = plan.criterion.probe(evidence, inputs.extra, inputs.noise, needs_v=form.needs_v)
-    rates = inputs.rate if rows is None else inputs.rate * rows.to(probe.h.real.dtype)
+    rates = rate if rows is None else rate * rows.to(probe.h.real.dtype)
     if plan.needs_image:
         image = form.apply(inputs.operator, probe.h)
         probe = Probe(h=probe.h, v=probe.v, image=image)

@@ -13,7 +13,6 @@ from psgd_optim.block_step import StepRules, precondition
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, GradientWhitening, UnbiasedFisher
 from psgd_optim.noise import noise_generator
-from psgd_optim.runners import Eager
 from psgd_optim.schedules import Adaptive
 from psgd_optim.views import Stacked
 
@@ -37,7 +36,6 @@ def rules(criterion: Criterion = QUIET, **settings: Any) -> StepRules:
         "pairs": None,
         "uses": 1.0,
         "generator": lambda: noise_generator(torch.device("cpu"), 0, 0, 0),
-        "runner": Eager(),
     }
     return StepRules(criterion=criterion, fitting=fitting, **defaults | settings)
 
