@@ -136,15 +136,29 @@ def _graph(plans: list[Plan]) -> Graph:
     return compile_function(run)
 
 
-def compile_function(function: Graph) -> Graph:
-    """Return a function as one graph of tensors of fixed shapes."""
+def compile_function(
+    function: Graph, backend: str | Callable[..., Callable[..., Any]] = "inductor"
+) -> Graph:
+    """Return a function as one graph of tensors of fixed shapes.
+
+    Args:
+        function: A function of tensors, in lists and dataclasses.
+        backend: What makes code of the graph, as for `torch.compile`.
+
+    Returns:
+        The compiled function.
+    """
     compiled: Graph = torch.compile(
-        function, fullgraph=True, dynamic=False, options={"guard_filter_fn": tensor_guards}
+        function,
+        fullgraph=True,
+        dynamic=False,
+        backend=backend,
+        options={"guard_filter_fn": _tensor_guards},
     )
     return compiled
 
 
-def tensor_guards(guards: Sequence[Any]) -> list[bool]:
+def _tensor_guards(guards: Sequence[Any]) -> list[bool]:
     """Return which guards to keep: those of tensors.
 
     The rest of what a graph depends on is in the key that it is looked up with. To check it again
