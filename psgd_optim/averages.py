@@ -23,7 +23,9 @@ class Nesterov:
     decay: float
 
 
-def fold_in(average: Tensor, x: Tensor, steps: Tensor | None, active: Mask, decay: float) -> Tensor:
+def fold_in(
+    average: Tensor, x: Tensor, steps: Tensor | None, active: Mask, decay: float | Tensor
+) -> Tensor:
     """Take `m <- b m + (1 - b) x` with `b = min(t / (t + 1), decay)`, in place.
 
     Args:
@@ -32,14 +34,18 @@ def fold_in(average: Tensor, x: Tensor, steps: Tensor | None, active: Mask, deca
         steps: (B,), or with more leading axes of `x`, the number `t` of values in it; `None` if it
             is known that all take part and have more than the decay looks at.
         active: The rows that take part; the others are left alone.
-        decay: The decay in the long run.
+        decay: The decay in the long run; a number, or a 0-D tensor beside given steps.
 
     Returns:
         The average itself.
     """
     if steps is None:
-        return average.lerp_(x, _last_weight(decay))
-    weight = 1 - (steps / (steps + 1)).clamp_(max=decay)
+        return average.lerp_(x, _last_weight(float(decay)))
+    ramp = steps / (steps + 1)
+    if isinstance(decay, Tensor):
+        weight = 1 - torch.minimum(ramp, cast(decay, ramp.dtype))
+    else:
+        weight = 1 - ramp.clamp_(max=decay)
     if active is not None:
         weight = weight * per_block(active, weight)
     return average.lerp_(x, cast(per_block(weight, x), x.dtype))

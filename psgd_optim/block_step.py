@@ -1,19 +1,20 @@
 """What one step does to one block: start, average, fit, precondition."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from psgd_optim.averages import fold_in
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
-from psgd_optim.linalg import Mask, abs_square, both, finite_rows, keep_rows, known, row_peaks
+from psgd_optim.linalg import Mask, both, finite_rows, keep_rows, known, row_peaks
+from psgd_optim.row_step import Inputs, Numbers, Outcome, Plan, Sight, cleaned, step_rows
+from psgd_optim.runners import Eager, Runner, Task
 from psgd_optim.schedules import Adaptive
-from psgd_optim.types import Probe
 from psgd_optim.updates import Update
 
 
@@ -43,18 +44,90 @@ class StepRules:
 
 
 def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
-    """Return a block's preconditioned gradients, and which rows are finite throughout.
+    """Return one block's step as `precondition_all` does."""
+    return precondition_all([(block, rules)], Eager())[0]
+
+
+def precondition_all(
+    work: Sequence[tuple[Block, StepRules]], runner: Runner
+) -> list[tuple[Update, Mask]]:
+    """Return blocks' preconditioned gradients, and which rows are finite throughout.
 
     Args:
-        block: The rows to step; their state moves on.
-        rules: How.
+        work: The rows to step, whose state moves on, and how.
+        runner: Runs the steps of blocks in no special situation.
 
     Returns:
-        The update, zero in rows to leave alone, and which rows were sound.
+        For each block the update, zero in rows to leave alone, and which rows were sound.
     """
-    grads = block.gather_gradients()
-    ok = finite_rows(grads)
-    grads = keep_rows(ok, grads)
+    plain = [block.is_steady and rules.criterion.pairs is None for block, rules in work]
+    steady = itertools.compress(work, plain)
+    # One after the other: random numbers of all blocks at once would take memory.
+    found = iter(runner.run(_task(block, rules) for block, rules in steady))
+    return [
+        _noted(block, rules, next(found) if is_plain else _special_step(block, rules))
+        for (block, rules), is_plain in zip(work, plain, strict=True)
+    ]
+
+
+def _noted(block: Block, rules: StepRules, outcome: Outcome) -> tuple[Update, Mask]:
+    """Tell the block what its step has left, and return the update and the sound rows."""
+    block.count(_known(outcome.active))
+    if outcome.operator is not None:
+        block.keep_operator(rules.uses, outcome.operator)
+    return Update(outcome.rows, outcome.norms), _known(outcome.sound)
+
+
+def _special_step(block: Block, rules: StepRules) -> Outcome:
+    """Step rows of which some have not started, or have a pair, or are a selection."""
+    sight = _sight(block, rules)
+    task = _task(block, rules)
+    return step_rows(task.plan, task.inputs, task.numbers, sight)
+
+
+def _known(mask: Mask) -> Mask:
+    """Return `None` for a mask of all, which a graph cannot know."""
+    return None if mask is None else known(mask)
+
+
+def _plan(block: Block, rules: StepRules) -> Plan:
+    adaptive = rules.fitting.precond_lr
+    return Plan(
+        form=block.form,
+        criterion=rules.criterion,
+        nesterov=rules.nesterov,
+        fits=rules.rate > 0,
+        update_first=rules.fitting.update_first,
+        adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
+        uses=rules.uses,
+    )
+
+
+def _task(block: Block, rules: StepRules) -> Task:
+    """Return what to compute, with the random numbers of a fit."""
+    plan = _plan(block, rules)
+    noise, draws = None, {}
+    if plan.fits:
+        generator = rules.generator()
+        like = block.empty_rows()
+        noise = rules.criterion.draw(like, generator, needs_v=block.form.needs_v)
+        draws = block.form.draw(block.state, generator)
+    inputs = Inputs(
+        state=block.state,
+        extra=block.extra,
+        steps=block.steps,
+        operator=block.operator(rules.uses) if plan.reads_operator else {},
+        noise=noise,
+        draws=draws,
+        has_ramped=block.has_ramped(rules.momentum),
+    )
+    numbers = Numbers(momentum=rules.momentum, rate=rules.rate)
+    return Task(block=block, plan=plan, inputs=inputs, numbers=numbers)
+
+
+def _sight(block: Block, rules: StepRules) -> Sight:
+    """Look at the gradients and the pair, and start rows that can be started."""
+    grads, ok = cleaned(block.gather_gradients())
     pair, sound = _pair(block, rules, grads)
     # Without a given scale, a row may have to wait for a pair to start from.
     waits = rules.criterion.pairs is not None and rules.fitting.init_scale is None
@@ -63,41 +136,15 @@ def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
         ready = known(row_peaks(grads) > 0)
         active = both(ok, _any(block.steps > 0, both(ready, sound) if waits else ready))
     before = block.catch_up(rules.momentum)
-    evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending and not (waits and pair is None):
+        evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
         _start(block, rules, evidence, active)
-    is_plain = active is None and block.has_ramped(rules.momentum)
-    block.count(active)
-    if "momentum" in block.extra:
-        ramp = None if is_plain else before
-        average = fold_in(block.extra["momentum"], grads, ramp, active, rules.momentum)
-        evidence = Evidence(grad=grads, average=average, steps=before, pair=pair)
-    ahead = grads.lerp(evidence.average, rules.momentum) if rules.nesterov else evidence.average
-    first = rules.fitting.update_first
-    rows = None if first else _direction(block, rules, ahead)
-    if rules.rate:
-        _fit(block, rules, evidence, both(active, sound))
-    rules.criterion.remember(evidence, block.extra, active)
-    update = Update(_direction(block, rules, ahead) if rows is None else rows)
-    # Rows left alone keep their parameter too, whatever their average still holds; and an
-    # average too large for P, or a P that is broken, gives no direction.
-    finite = update.finite()
-    alive = both(finite, active)
-    if alive is not None:
-        update = Update(keep_rows(alive, update.rows))
-    if finite is not None and active is not None:
-        finite = finite | ~active
-    return update, both(ok, finite)
+    return Sight(grads=grads, ok=ok, active=active, before=before, pair=pair, sound=sound)
 
 
 def _any(a: Tensor, b: Mask) -> Mask:
     """Return the rows that are in one mask or the other."""
     return None if b is None else a | b
-
-
-def _direction(block: Block, rules: StepRules, x: Tensor) -> Tensor:
-    operator = block.operator(rules.uses)
-    return rules.criterion.direction(lambda y: block.form.apply(operator, y), x)
 
 
 def _pair(
@@ -143,32 +190,3 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Mask) -> 
     started = block.form.init(block.view.shape, scale, block.view.like)
     for name, x in block.state.items():
         x[index] = started[name]
-
-
-def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Mask) -> None:
-    """Update `Q` of some rows."""
-    generator = rules.generator()
-    form = block.form
-    probe = rules.criterion.probe(evidence, block.extra, generator, needs_v=form.needs_v)
-    real = probe.h.real.dtype
-    rates: Tensor | float = rules.rate if rows is None else rules.rate * rows.to(real)
-    adaptive = rules.fitting.precond_lr
-    if form.wants_image or isinstance(adaptive, Adaptive):
-        probe = replace(probe, image=form.apply(block.operator(rules.uses), probe.h))
-    if isinstance(adaptive, Adaptive):
-        rates = rates * _adapted(block, adaptive, probe, rows)
-    form.update(block.state, probe, form.draw(block.state, generator), rates)
-
-
-def _adapted(block: Block, adaptive: Adaptive, probe: Probe, rows: Mask) -> Tensor:
-    """Return the part of the largest step size that the whitening error asks for, (B,)."""
-    if probe.image is None:
-        raise ValueError("An adaptive step size got a sample without its image P h.")
-    size = abs_square(probe.image).flatten(1).mean(dim=1)
-    if probe.v is not None:
-        size = size / abs_square(probe.v).flatten(1).mean(dim=1)
-    error = (size - 1).abs().nan_to_num(nan=1.0).clamp(max=1.0).to(block.steps.dtype)
-    # What is kept is 1 - error, so that its start at 0 is the largest error.
-    held = block.extra["whitened"]
-    held.copy_(keep_rows(rows, held.lerp(1 - error, 1 - adaptive.decay), held))
-    return ((1 - held).clamp(adaptive.low, adaptive.high) / adaptive.high).to(size.dtype)

@@ -89,8 +89,11 @@ class Block:
             same = all(x is y and v == w for (x, v), (y, w) in zip(now, then, strict=True))
             if same and uses == for_uses:
                 return prepared
-        prepared = self.form.prepare(self.state, uses)
-        self._prepared = (uses, now, prepared)
+        return self.keep_operator(uses, self.form.prepare(self.state, uses))
+
+    def keep_operator(self, uses: float, prepared: State) -> State:
+        """Return what the form has prepared from the state as it is, and remember it."""
+        self._prepared = (uses, [(x, x._version) for x in self.state.values()], prepared)
         return prepared
 
     def entries(self) -> Iterator[tuple[Tensor, State]]:
@@ -173,8 +176,7 @@ class Block:
         return self.steps.clone()
 
     def count(self, active: Mask) -> None:
-        """Count one more gradient for the active rows."""
-        self.steps += 1 if active is None else active
+        """Tell the host whether all rows were active in a step."""
         self._least_steps += active is None
 
     def has_ramped(self, decay: float) -> bool:
@@ -183,8 +185,22 @@ class Block:
 
     def gather_gradients(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""
-        stack = self.view.gather(_grad)
-        return lift(stack)
+        return lift(self.view.gather(_grad))
+
+    def gradient_rows(self) -> list[Tensor]:
+        """Return the gradients as rows (*shape) that are not stacked yet."""
+        return self.view.lay(_grad)
+
+    def empty_rows(self) -> Tensor:
+        """Return a tensor of the shape, dtype and device of the stacked gradients, not filled."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        shape = (self.view.rows, *self.view.shape)
+        return torch.empty(shape, dtype=dtype, device=self.steps.device)
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether all rows have started, and the next step will be of the same rows and shapes."""
+        return not self.pending and self._units is None
 
 
 def _grad(param: Tensor) -> Tensor | None:

@@ -75,15 +75,28 @@ class Criterion(abc.ABC):
         """Return the sample (B, *shape) whose size sets the initial scale of `Q`."""
 
     @abc.abstractmethod
+    def draw(self, like: Tensor, generator: torch.Generator, *, needs_v: bool) -> Tensor | None:
+        """Draw the random numbers of one sample.
+
+        Args:
+            like: Of the shape, dtype and device of the gradient.
+            generator: On that device.
+            needs_v: Whether the form must see a probe vector.
+
+        Returns:
+            Standard normal numbers like it, or `None` where the sample needs none.
+        """
+
+    @abc.abstractmethod
     def probe(
-        self, evidence: Evidence, memory: State, generator: torch.Generator, *, needs_v: bool
+        self, evidence: Evidence, memory: State, noise: Tensor | None, *, needs_v: bool
     ) -> Probe:
         """Return the sample to fit to.
 
         Args:
             evidence: What this step knows.
             memory: What was remembered, by name.
-            generator: For the noise, on the device of the gradient.
+            noise: What `draw` returned.
             needs_v: Whether the form must see a probe vector.
 
         Returns:
@@ -124,17 +137,18 @@ class Whitening(Criterion):
         """Return the gradient."""
         return evidence.grad
 
+    def draw(self, like: Tensor, generator: torch.Generator, *, needs_v: bool) -> Tensor | None:
+        """Draw the damping noise, which is also the probe where the form needs one."""
+        return normal_like(like, generator) if self.damping > 0 or needs_v else None
+
     def probe(
-        self, evidence: Evidence, memory: State, generator: torch.Generator, *, needs_v: bool
+        self, evidence: Evidence, memory: State, noise: Tensor | None, *, needs_v: bool
     ) -> Probe:
         """Return the sample with its damping noise, and the noise where the form needs a probe."""
         h = self.sample(evidence, memory)
-        if self.damping == 0 and not needs_v:
-            return Probe(h=h)
-        noise = normal_like(h, generator)
-        if self.damping > 0:
+        if noise is not None and self.damping > 0:
             size = h.abs().mul_(torch.finfo(h.dtype).eps).add_(self.damping)
-            h = torch.addcmul(h, size, noise) if needs_v else noise.mul_(size).add_(h)
+            h = torch.addcmul(h, size, noise)
         return Probe(h=h, v=noise if needs_v else None)
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -284,13 +298,18 @@ class Newton(Criterion):
         """Return the Hessian-vector product, of a probe with unit variance."""
         return _pair(evidence)[1]
 
+    def draw(self, like: Tensor, generator: torch.Generator, *, needs_v: bool) -> Tensor | None:
+        """Draw the damping noise, unless the probe is to be it."""
+        return normal_like(like, generator) if self.damping > 0 and not self.traditional else None
+
     def probe(
-        self, evidence: Evidence, memory: State, generator: torch.Generator, *, needs_v: bool
+        self, evidence: Evidence, memory: State, noise: Tensor | None, *, needs_v: bool
     ) -> Probe:
         """Return the pair, damped; every form sees the probe."""
         v, h = _pair(evidence)
-        if self.damping > 0:
-            h = h + self.damping * (v if self.traditional else normal_like(h, generator))
+        added = v if self.traditional else noise
+        if self.damping > 0 and added is not None:
+            h = h + self.damping * added
         return Probe(h=h, v=v)
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

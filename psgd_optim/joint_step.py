@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.block_step import StepRules, precondition_all
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion
@@ -15,10 +15,9 @@ from psgd_optim.curvature import Pairs
 from psgd_optim.diagnostics import step_metrics
 from psgd_optim.fitting import Fitting
 from psgd_optim.groups import GroupParts, check_unchanged
-from psgd_optim.linalg import Mask
 from psgd_optim.noise import noise_generator
+from psgd_optim.runners import Runner
 from psgd_optim.store import PLACE_SHIFT
-from psgd_optim.updates import Update
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ def take_step(
     fitting: Fitting,
     clips: Sequence[Clip],
     moment: Moment,
+    runner: Runner,
 ) -> dict[str, Tensor]:
     """Step every block that has a gradient.
 
@@ -70,6 +70,7 @@ def take_step(
         fitting: How.
         clips: What limits the updates, in order.
         moment: Which step this is.
+        runner: Runs the blocks' own steps.
 
     Returns:
         The figures of the step.
@@ -84,15 +85,9 @@ def take_step(
     for member, _ in work:
         check_unchanged(member.settings, member.block)
     rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
-    parts: list[Block] = []
-    updates: list[Update] = []
-    sound: list[Mask] = []
-    for (member, units), rule in zip(work, rules, strict=True):
-        part = member.block.select(units)
-        update, mask = precondition(part, rule)
-        parts.append(part)
-        updates.append(update)
-        sound.append(mask)
+    parts = [member.block.select(units) for member, units in work]
+    found = precondition_all(list(zip(parts, rules, strict=True)), runner)
+    updates, sound = [update for update, _ in found], [mask for _, mask in found]
     metrics = step_metrics(updates, sound)
     for clip in clips:
         clip.clip_(updates)

@@ -29,6 +29,7 @@ from psgd_optim.groups import (
 )
 from psgd_optim.joint_step import Member, Moment, take_step
 from psgd_optim.noise import noise_generator, normal_like
+from psgd_optim.runners import Compiled, Eager, Runner
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import (
     CLOCK,
@@ -39,7 +40,7 @@ from psgd_optim.state_io import (
 from psgd_optim.store import BlockStore
 from psgd_optim.summary import check_memory, summarise
 
-_PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
+_PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step", "_runner")
 _PROBES = -2  # the number of the probes' first random stream, counting down; blocks count from 0
 
 
@@ -67,6 +68,11 @@ class PSGD(torch.optim.Optimizer):
         clip: Limits and scales of the preconditioned gradient, applied in order; `None` takes the
             criterion's own.
         fitting: Step size, gate, order, start and seed of the preconditioner's fit.
+        compile: Run a step, up to clips and weight decay, as one graph of `torch.compile`, made
+            once for steps with and once for steps without a fit; equal but for rounding. Not
+            compiled are the first steps, until all parameters of a shape have had a gradient;
+            steps in which some of them have none; sparse gradients; criteria that need pairs. Not
+            part of the saved state.
 
     Raises:
         TypeError: If a part is not of its type.
@@ -91,12 +97,14 @@ class PSGD(torch.optim.Optimizer):
         weight_decay: float | Decay = 0.0,
         clip: Sequence[Clip] | None = None,
         fitting: Fitting = Fitting(),
+        compile: bool = False,  # noqa: A002 -- what torch calls it
     ) -> None:
         check_arguments(criterion, clip, fitting)
         self.form = form
         self.criterion = criterion
         self.clip = criterion.default_clip if clip is None else tuple(clip)
         self.fitting = fitting
+        self._runner: Runner = Compiled() if compile else Eager()
         self._group_parts: list[GroupParts] = []
         self._store = BlockStore(0)
         self._seed = fitting.seed
@@ -200,7 +208,9 @@ class PSGD(torch.optim.Optimizer):
         if self._uses is None or self._step % STRETCH == 0:
             self._uses = self.fitting.uses(self._step)
         moment = Moment(seed=self._seed, step=self._step, uses=self._uses, pairs=pairs)
-        self._last = take_step(self._members(), self.criterion, self.fitting, self.clip, moment)
+        self._last = take_step(
+            self._members(), self.criterion, self.fitting, self.clip, moment, self._runner
+        )
         self._step += 1
         return loss
 

@@ -128,6 +128,11 @@ class _TouchedBlock(Block):
         self.extra["row_step"] = after
         return after
 
+    @property
+    def is_steady(self) -> bool:
+        """Return no: every step touches other rows."""
+        return False
+
     def commit(self) -> None:
         """Write the rows into the parameter and the whole block; all others keep their bits."""
         if isinstance(self.view, Touched):

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import Mask, host_values, known, per_block, row_norms, row_peaks
+from psgd_optim.linalg import host_values, per_block, row_norms, row_peaks
 
 
 @final
@@ -17,25 +17,23 @@ class Update:
         rows: (B, *shape).
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        """Take a stack (B, *shape), which is changed in place."""
-        self.rows = rows
-        self._norms: Tensor | None = None
+    def __init__(self, rows: Tensor, squares: Tensor | None = None) -> None:
+        """Take a stack, which is changed in place, and its norms where they are known.
 
-    def finite(self) -> Mask:
-        """Return which rows are finite throughout."""
-        norms = row_norms(self.rows)
-        if _are_exact(norms):
-            self._norms = norms
-            return None
-        # Squares may overflow where the numbers do not.
-        return known(row_peaks(self.rows).isfinite())
+        Args:
+            rows: (B, *shape).
+            squares: (B,), what `row_norms` makes of them: the root of a sum of squares, which may
+                have left the range.
+        """
+        self.rows = rows
+        self._squares = squares
+        self._norms: Tensor | None = None
 
     def norms(self) -> Tensor:
         """Return the 2-norm of each row, (B,), of any size that the dtype holds."""
         if self._norms is None:
-            norms = row_norms(self.rows)
-            self._norms = norms if _are_exact(norms) else _scaled_norms(self.rows)
+            norms = row_norms(self.rows) if self._squares is None else self._squares
+            self._norms = norms if are_exact(norms) else _scaled_norms(self.rows)
         return self._norms
 
     def rms(self) -> Tensor:
@@ -47,6 +45,7 @@ class Update:
         """Multiply the rows by one factor for all, or for each (B,)."""
         self.rows.mul_(per_block(factors.to(self.rows.real.dtype), self.rows))
         self._norms = None if self._norms is None else self._norms * factors
+        self._squares = None
 
     def limit_(self, limit: float) -> None:
         """Limit the modulus of every element, keeping its sign or phase."""
@@ -54,10 +53,10 @@ class Update:
             self.rows.mul_((limit / self.rows.abs()).clamp(max=1.0))
         else:
             self.rows.clamp_(-limit, limit)
-        self._norms = None
+        self._norms = self._squares = None
 
 
-def _are_exact(norms: Tensor) -> bool:
+def are_exact(norms: Tensor) -> bool:
     """Return whether norms are known to come from squares that kept their digits."""
     values = host_values(norms)
     least = math.sqrt(torch.finfo(norms.dtype).tiny) * 1e8

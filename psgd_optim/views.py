@@ -44,8 +44,12 @@ class View(abc.ABC):
         """Return the view of some units."""
 
     @abc.abstractmethod
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return the rows (*shape) of what `source` maps the parameters to, not stacked."""
+
     def gather(self, source: Source) -> Tensor:
         """Return a new stack (B, *shape) of what `source` maps the parameters to."""
+        return torch.stack(self.lay(source))
 
     @abc.abstractmethod
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -82,9 +86,9 @@ class Stacked(View):
         """Return the view of some parameters."""
         return Stacked([self.units[i][0] for i in units])
 
-    def gather(self, source: Source) -> Tensor:
-        """Return the tensors, stacked."""
-        return torch.stack([_or_zeros(source, p).reshape(self.shape) for p in self.params])
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return the tensors, squeezed."""
+        return [_or_zeros(source, p).reshape(self.shape) for p in self.params]
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parameters and their rows."""
@@ -108,9 +112,13 @@ class Joined(View):
         """Return this view: there is one unit."""
         return self
 
-    def gather(self, source: Source) -> Tensor:
+    def lay(self, source: Source) -> list[Tensor]:
         """Return the tensors as one row; a parameter without one counts as zero."""
-        return torch.cat([_or_zeros(source, p).flatten() for p in self.params]).unsqueeze(0)
+        return [torch.cat([_or_zeros(source, p).flatten() for p in self.params])]
+
+    def gather(self, source: Source) -> Tensor:
+        """Return this row as a stack, without one more copy."""
+        return self.lay(source)[0].unsqueeze(0)
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parameters that have a gradient, and their parts of the row."""
@@ -143,6 +151,15 @@ class Pieces(View):
     def only(self, units: Sequence[int]) -> View:
         """Return the view of the boxes of some parameters."""
         return Pieces([self._pieces[i] for i in units])
+
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return the boxes of all tensors, as views of them."""
+        return [
+            whole[box]
+            for p, boxes in self._pieces
+            for whole in [_or_zeros(source, p).reshape(squeezed(p.shape))]
+            for box in boxes
+        ]
 
     def gather(self, source: Source) -> Tensor:
         """Return the boxes of all tensors, stacked."""
@@ -202,9 +219,13 @@ class Touched(View):
         """Return this view: there is one unit."""
         return self
 
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return copies of the rows of a dense tensor, (t, D)."""
+        return [self._rows(_or_zeros(source, self.like))]
+
     def gather(self, source: Source) -> Tensor:
-        """Return copies of the rows of a dense tensor, (1, t, D)."""
-        return self._rows(_or_zeros(source, self.like)).unsqueeze(0)
+        """Return them as a stack, without one more copy."""
+        return self.lay(source)[0].unsqueeze(0)
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return copies of the rows, and the stack's one row."""

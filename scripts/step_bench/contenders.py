@@ -114,10 +114,17 @@ def _muon(named: Named, gate: Gate, limit: float) -> Optimizers:
     return muon + (_adamw(rest, gate, limit, fused=True) if rest else [])
 
 
-def _psgd(named: Named, gate: Gate, limit: float, *, form: Preconditioner | Scope) -> Optimizers:
+def _psgd(
+    named: Named,
+    gate: Gate,
+    limit: float,
+    *,
+    form: Preconditioner | Scope,
+    compiles: bool = False,
+) -> Optimizers:
     fitting = Fitting(gate=gate, max_memory=limit)
     try:
-        return [PSGD(named, LR, form=form, momentum=0.9, fitting=fitting)]
+        return [PSGD(named, LR, form=form, momentum=0.9, fitting=fitting, compile=compiles)]
     except ValueError as error:
         raise Refusal(str(error)) from error
 
@@ -186,5 +193,14 @@ OURS = (
     _ours("butterfly", Joint(Permutation(group=BUTTERFLY))),
 )
 """PSGD in every form that steps any parameter; the first eight are the headline."""
+
+COMPILED = Contender(
+    name="psgd-long-diagonal-compiled",
+    build=partial(_psgd, form=Kron(), compiles=True),
+    phases=(APPLY, FIT),
+    compiles=True,
+    note="compiled",
+)
+"""The first of them as graphs; clocks around functions do not see into these."""
 
 HEADLINE = tuple(contender.name for contender in OURS[:8])

@@ -16,8 +16,8 @@ Returned = TypeVar("Returned")
 
 PHASES = (
     ("psgd_optim.blocks", "Block.gather_gradients", "gather"),
-    ("psgd_optim.block_step", "_fit", "update"),
-    ("psgd_optim.block_step", "_direction", "apply"),
+    ("psgd_optim.row_step", "_fit", "update"),
+    ("psgd_optim.row_step", "_direction", "apply"),
     ("psgd_optim.decay", "Decoupled.take_step", "write"),
     ("psgd_optim.decay", "Cautious.take_step", "write"),
     ("psgd_optim.decay", "Hyperball.take_step", "write"),
