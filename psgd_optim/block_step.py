@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from psgd_optim.averages import fold_in
+from psgd_optim.background import Work, at_once
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
@@ -30,6 +32,7 @@ class StepRules:
         pairs: Hessian-vector pairs, in the steps that have some.
         uses: About how often `P` is applied between two fits.
         generator: Makes the generator of the block's noise in this step.
+        run: Takes the fit and does it, now or before anything else happens to the block.
     """
 
     criterion: Criterion
@@ -40,6 +43,7 @@ class StepRules:
     pairs: Pairs | None
     uses: float
     generator: Callable[[], torch.Generator]
+    run: Callable[[Work], None] = at_once
 
 
 def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
@@ -73,11 +77,9 @@ def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
         average = fold_in(block.extra["momentum"], grads, ramp, active, rules.momentum)
         evidence = Evidence(grad=grads, average=average, steps=before, pair=pair)
     ahead = grads.lerp(evidence.average, rules.momentum) if rules.nesterov else evidence.average
-    first = rules.fitting.update_first
+    first = rules.fitting.fits_first
     rows = None if first else _direction(block, rules, ahead)
-    if rules.rate:
-        _fit(block, rules, evidence, both(active, sound))
-    rules.criterion.remember(evidence, block.extra, active)
+    rules.run(partial(_learn, block, rules, evidence, active, sound))
     update = Update(_direction(block, rules, ahead) if rows is None else rows)
     # Rows left alone keep their parameter too, whatever their average still holds; and an
     # average too large for P, or a P that is broken, gives no direction.
@@ -143,6 +145,13 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Mask) -> 
     started = block.form.init(block.view.shape, scale, block.view.like)
     for name, x in block.state.items():
         x[index] = started[name]
+
+
+def _learn(block: Block, rules: StepRules, evidence: Evidence, active: Mask, sound: Mask) -> None:
+    """Fit `Q` in a step that does, and remember what the fit must not have seen."""
+    if rules.rate:
+        _fit(block, rules, evidence, both(active, sound))
+    rules.criterion.remember(evidence, block.extra, active)
 
 
 def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Mask) -> None:

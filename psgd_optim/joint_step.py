@@ -1,12 +1,13 @@
 """One step of all blocks: precondition each, clip them together, move the parameters."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from psgd_optim.background import Background, Job, Work
 from psgd_optim.block_step import StepRules, precondition
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
@@ -61,6 +62,7 @@ def take_step(
     fitting: Fitting,
     clips: Sequence[Clip],
     moment: Moment,
+    background: Background,
 ) -> dict[str, Tensor]:
     """Step every block that has a gradient.
 
@@ -70,6 +72,7 @@ def take_step(
         fitting: How.
         clips: What limits the updates, in order.
         moment: Which step this is.
+        background: Does the fits that are to overlap with what follows; nothing runs in it yet.
 
     Returns:
         The figures of the step.
@@ -84,6 +87,10 @@ def take_step(
     for member, _ in work:
         check_unchanged(member.settings, member.block)
     rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
+    fits: list[list[Work]] = [[] for _ in work]
+    if fitting.overlap:  # all that a closed gate leaves to do is not worth a thread
+        pairs = zip(rules, fits, strict=True)
+        rules = [replace(rule, run=fit.append) if rule.rate else rule for rule, fit in pairs]
     parts: list[Block] = []
     updates: list[Update] = []
     sound: list[Mask] = []
@@ -100,7 +107,19 @@ def take_step(
         lr, rate = member.settings["lr"], member.settings["weight_decay"]
         member.parts.decay.take_step(part.view, update.rows, lr, rate, part.extra)
         member.block.write_back(part)
+    # Last, as a fit may still read and write what the lines above do.
+    background.run(
+        Job(part.steps.device, partial(_finish, member.block, part, fit))
+        for (member, _), part, some in zip(work, parts, fits, strict=True)
+        for fit in some
+    )
     return metrics
+
+
+def _finish(block: Block, part: Block, fit: Work) -> None:
+    """Do the fit that a step has put off."""
+    fit()
+    block.write_fit_back(part)
 
 
 def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
