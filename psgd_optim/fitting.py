@@ -43,7 +43,7 @@ class Fitting:
     Raises:
         ValueError: If a number is outside its range.
 
-    Source: paper 000 (S0), section V, for the overlap: "updating preconditioner and preconditioning
+    Source: S0 sections V.A and V.C for `overlap`: "updating preconditioner and preconditioning
     gradient can be executed in parallel as the preconditioner from last iteration is used".
     """
 

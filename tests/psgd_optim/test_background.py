@@ -1,9 +1,11 @@
 """Jobs beside the main program: order, errors, threads, forks."""
 
+import contextlib
 import multiprocessing
 import threading
 import warnings
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -143,6 +145,50 @@ def test_a_fork_in_the_middle_of_a_job_is_noticed() -> None:
     assert in_a_fork(child) == 0
     gate.set()
     background.join()
+
+
+class FakeStream:
+    """A stream that writes down what waits for what, on a machine without any."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self._log = name, log
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self._log.append(f"{self.name} waits for {other.name}")
+
+
+def test_a_side_stream_waits_for_its_caller_who_waits_when_joined_or_when_all_is_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log: list[str] = []
+    current = [FakeStream("main", log)]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: FakeStream("side", log))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    background, device = Background(), torch.device("cuda", 0)
+    background.run(jobs(lambda: log.append("job"), device=device))
+    assert log == ["side waits for main", "job"]
+    current.append(FakeStream("other", log))
+    background.join()
+    assert log[2:] == ["main waits for side", "other waits for side"]
+    background.join()
+    assert len(log) == 4
+    background.run(jobs(lambda: log.append("job"), device=device))
+    del background
+    assert log[4:7] == ["side waits for other", "job", "other waits for side"]
+
+
+def test_what_jobs_on_a_stream_use_is_held_until_they_are_joined() -> None:
+    class Used:
+        pass
+
+    used = Used()
+    alive, background = weakref.ref(used), Background()
+    background.run(jobs(partial(id, used), device=torch.device("meta")))  # type: ignore[arg-type]
+    del used
+    assert alive() is not None
+    background.join()
+    assert alive() is None
 
 
 @pytest.mark.gpu

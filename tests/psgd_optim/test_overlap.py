@@ -223,6 +223,20 @@ def test_whoever_looks_at_the_state_sees_the_fit(form: str) -> None:
         )
 
 
+@pytest.mark.usefixtures("moment")
+def test_a_load_of_what_a_fit_still_writes_to_waits_for_it() -> None:
+    found = []
+    for order in ({"update_first": False}, {"overlap": True}):
+        params = parameters()
+        optimizer = PSGD(params, 0.02, fitting=Fitting(gate=1.0, **order))
+        run(optimizer, params, range(3))
+        views = optimizer.state_dict()
+        run(optimizer, params, range(3, 4))
+        optimizer.load_state_dict(views)
+        found.append(optimizer.state_dict()["state"])
+    assert_same_bits(found[1], found[0])
+
+
 def test_a_step_returns_while_its_fit_is_still_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     fit, gate, names = Diagonal.update, threading.Event(), []
 
