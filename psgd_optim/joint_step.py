@@ -87,15 +87,14 @@ def take_step(
     for member, _ in work:
         check_unchanged(member.settings, member.block)
     rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
-    fits: list[list[Work]] = [[] for _ in work]
-    if fitting.overlap:  # all that a closed gate leaves to do is not worth a thread
-        pairs = zip(rules, fits, strict=True)
-        rules = [replace(rule, run=fit.append) if rule.rate else rule for rule, fit in pairs]
+    later: list[Job] = []
     parts: list[Block] = []
     updates: list[Update] = []
     sound: list[Mask] = []
     for (member, units), rule in zip(work, rules, strict=True):
         part = member.block.select(units)
+        if fitting.overlap and rule.rate:  # what a closed gate leaves to do is not worth a thread
+            rule = replace(rule, run=partial(_put_off, later, member.block, part))
         update, mask = precondition(part, rule)
         parts.append(part)
         updates.append(update)
@@ -107,19 +106,19 @@ def take_step(
         lr, rate = member.settings["lr"], member.settings["weight_decay"]
         member.parts.decay.take_step(part.view, update.rows, lr, rate, part.extra)
         member.block.write_back(part)
-    # Last, as a fit may still read and write what the lines above do.
-    background.run(
-        Job(part.steps.device, partial(_finish, member.block, part, fit))
-        for (member, _), part, some in zip(work, parts, fits, strict=True)
-        for fit in some
-    )
+    # Last: a fit reads and writes what the lines above do.
+    background.run(later)
     return metrics
 
 
-def _finish(block: Block, part: Block, fit: Work) -> None:
-    """Do the fit that a step has put off."""
-    fit()
-    block.write_fit_back(part)
+def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:
+    """Add the fit of a selection of a block to the jobs."""
+
+    def finish() -> None:
+        fit()
+        block.write_fit_back(part)
+
+    jobs.append(Job(part.steps.device, finish))
 
 
 def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
