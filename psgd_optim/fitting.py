@@ -31,7 +31,8 @@ class Fitting:
             thread of the optimizer's own on a CPU, on a stream of its own on CUDA. Every bit is
             that of `update_first = False`. Until the next step, the gradients and pairs that are
             fitted to take memory; call `state_dict` to see the state, which waits for the fit;
-            and an error in it is raised by the next step, or by whatever waits for it.
+            and an error in it is raised by the next step, or by whatever waits for it. It saves
+            time only where a processor, or part of the device, would idle.
         spread: Each block has a gate of its own, with the same chance: the fits of different shapes
             fall on different steps, and no step takes much longer than another.
         init_scale: `Q` starts as this times the identity; `None` takes the scale of each
@@ -52,6 +53,8 @@ class Fitting:
     precond_lr: Rate = Anneal(0.7, 0.1, flat=0)
     gate: Rate = Anneal(1.0, 0.03)
     update_first: bool = True
+    # Off: where other work took a good part of two cores, loops of a GPT with 0.8 M parameters took
+    # 0.96 to 1.06 of their time with it at gate 1.0 (one thread), and 1.01 to 1.03 at gate 0.1.
     overlap: bool = False
     spread: bool = False
     init_scale: float | None = None
