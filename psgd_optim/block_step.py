@@ -3,18 +3,21 @@
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from psgd_optim.background import Work
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
 from psgd_optim.linalg import Mask, both, finite_rows, keep_rows, known, row_peaks
-from psgd_optim.row_step import Inputs, Numbers, Outcome, Plan, Sight, cleaned, step_rows
+from psgd_optim.row_step import Inputs, Numbers, Order, Outcome, Plan, Sight, cleaned, step_rows
 from psgd_optim.runners import Eager, Runner, Task
 from psgd_optim.schedules import Adaptive
+from psgd_optim.types import State
 from psgd_optim.updates import Update
 
 
@@ -31,6 +34,8 @@ class StepRules:
         pairs: Hessian-vector pairs, in the steps that have some.
         uses: About how often `P` is applied between two fits.
         generator: Makes the generator of the block's noise in this step.
+        put_off: Takes the fit and does it before anything else happens to the block, if it is not
+            to be part of the step.
     """
 
     criterion: Criterion
@@ -41,6 +46,7 @@ class StepRules:
     pairs: Pairs | None
     uses: float
     generator: Callable[[], torch.Generator]
+    put_off: Callable[[Work], None] | None = None
 
 
 def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
@@ -75,7 +81,14 @@ def _noted(block: Block, rules: StepRules, outcome: Outcome) -> tuple[Update, Ma
     block.count(_known(outcome.active))
     if outcome.operator is not None:
         block.keep_operator(rules.uses, outcome.operator)
+    if outcome.later is not None and rules.put_off is not None:
+        rules.put_off(partial(_catch_up, block, rules.uses, outcome.later))
     return Update(outcome.rows, outcome.norms), _known(outcome.sound)
+
+
+def _catch_up(block: Block, uses: float, later: Callable[[], State]) -> None:
+    """Do a fit that was put off."""
+    block.keep_operator(uses, later())
 
 
 def _special_step(block: Block, rules: StepRules) -> Outcome:
@@ -90,6 +103,12 @@ def _known(mask: Mask) -> Mask:
     return None if mask is None else known(mask)
 
 
+def _order(rules: StepRules) -> Order:
+    if rules.put_off is not None:
+        return Order.LATER
+    return Order.FIRST if rules.fitting.fits_first else Order.LAST
+
+
 def _plan(block: Block, rules: StepRules) -> Plan:
     adaptive = rules.fitting.precond_lr
     return Plan(
@@ -97,7 +116,7 @@ def _plan(block: Block, rules: StepRules) -> Plan:
         criterion=rules.criterion,
         nesterov=rules.nesterov,
         fits=rules.rate > 0,
-        update_first=rules.fitting.update_first,
+        order=_order(rules),
         adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
         uses=rules.uses,
     )

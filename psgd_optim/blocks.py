@@ -152,12 +152,18 @@ class Block:
         if part._units is None:
             return
         rows = self._rows_of(part._units)
-        index = torch.tensor(rows, device=self.steps.device)
-        self.steps[index] = part.steps
+        self.steps[torch.tensor(rows, device=self.steps.device)] = part.steps
+        self.pending -= {row for i, row in enumerate(rows) if i not in part.pending}
+        self.write_fit_back(part)
+
+    def write_fit_back(self, part: "Block") -> None:
+        """Copy what a fit after `write_back` has changed in a selection back."""
+        if part._units is None:
+            return
+        index = torch.tensor(self._rows_of(part._units), device=self.steps.device)
         for mine, theirs in ((self.state, part.state), (self.extra, part.extra)):
             for name, x in theirs.items():
                 mine[name][index] = x
-        self.pending -= {row for i, row in enumerate(rows) if i not in part.pending}
 
     def _rows_of(self, units: list[int]) -> list[int]:
         ends = list(itertools.accumulate(self.view.counts))

@@ -1,12 +1,13 @@
 """One step of all blocks: precondition each, clip them together, move the parameters."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from psgd_optim.background import Background, Job, Work
 from psgd_optim.block_step import StepRules, precondition_all
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
@@ -61,6 +62,7 @@ def take_step(
     clips: Sequence[Clip],
     moment: Moment,
     runner: Runner,
+    background: Background,
 ) -> dict[str, Tensor]:
     """Step every block that has a gradient.
 
@@ -71,6 +73,7 @@ def take_step(
         clips: What limits the updates, in order.
         moment: Which step this is.
         runner: Runs the blocks' own steps.
+        background: Does the fits that are to overlap with what follows; nothing runs in it yet.
 
     Returns:
         The figures of the step.
@@ -86,6 +89,12 @@ def take_step(
         check_unchanged(member.settings, member.block)
     rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
     parts = [member.block.select(units) for member, units in work]
+    later: list[Job] = []
+    if fitting.overlap:
+        rules = [
+            replace(rule, put_off=partial(_put_off, later, member.block, part))
+            for (member, _), part, rule in zip(work, parts, rules, strict=True)
+        ]
     found = precondition_all(list(zip(parts, rules, strict=True)), runner)
     updates, sound = [update for update, _ in found], [mask for _, mask in found]
     metrics = step_metrics(updates, sound)
@@ -95,7 +104,19 @@ def take_step(
         lr, rate = member.settings["lr"], member.settings["weight_decay"]
         member.parts.decay.take_step(part.view, update.rows, lr, rate, part.extra)
         member.block.write_back(part)
+    # Last: a fit reads and writes what the lines above do.
+    background.run(later)
     return metrics
+
+
+def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:
+    """Add the fit of a selection of a block to the jobs."""
+
+    def finish() -> None:
+        fit()
+        block.write_fit_back(part)
+
+    jobs.append(Job(part.steps.device, finish))
 
 
 def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:

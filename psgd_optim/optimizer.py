@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from psgd_optim.averages import Nesterov
+from psgd_optim.background import Background
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion, MomentumWhitening
@@ -99,7 +100,7 @@ class PSGD(torch.optim.Optimizer):
         fitting: Fitting = Fitting(),
         compile: bool = False,  # noqa: A002 -- what torch calls it
     ) -> None:
-        check_arguments(criterion, clip, fitting)
+        check_arguments(criterion, clip, fitting, compiles=compile)
         self.form = form
         self.criterion = criterion
         self.clip = criterion.default_clip if clip is None else tuple(clip)
@@ -112,6 +113,7 @@ class PSGD(torch.optim.Optimizer):
         self._numbered: list[tuple[int, int, Block]] | None = None  # the store's, until it grows
         self._uses: float | None = None  # of the stretch of steps that this one is in
         self._last: dict[str, Tensor] = {}
+        self._background = Background()
         lr = criterion.default_lr if lr is None else lr
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -201,6 +203,7 @@ class PSGD(torch.optim.Optimizer):
                     f"The closure left no gradient; {type(self.criterion).__name__} needs one that "
                     "calls backward()."
                 )
+        self._background.join()
         if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
             self._store.add(self._store.made(self._arranged, {}))
             self._numbered = None
@@ -209,7 +212,13 @@ class PSGD(torch.optim.Optimizer):
             self._uses = self.fitting.uses(self._step)
         moment = Moment(seed=self._seed, step=self._step, uses=self._uses, pairs=pairs)
         self._last = take_step(
-            self._members(), self.criterion, self.fitting, self.clip, moment, self._runner
+            self._members(),
+            self.criterion,
+            self.fitting,
+            self.clip,
+            moment,
+            self._runner,
+            self._background,
         )
         self._step += 1
         return loss
@@ -284,7 +293,8 @@ class PSGD(torch.optim.Optimizer):
         ]
 
     def _show_state(self) -> None:
-        """Make `state` the rows of the stacks again, whoever replaced them."""
+        """Make `state` the rows of the stacks again, whoever replaced them, when it is at rest."""
+        self._background.join()
         rows = self._store.rows(list(self._parameters()))
         if rows:
             first = next(p for p in self._parameters() if p in rows)
@@ -307,6 +317,7 @@ class PSGD(torch.optim.Optimizer):
         Raises:
             ValueError: If it is of other groups, forms, shapes or dtypes.
         """
+        self._background.join()  # what is to be loaded may be views of what it writes
         held = self._store
         read: list[tuple[list[list[Block]], tuple[int, int]]] = []
 
@@ -360,6 +371,7 @@ class PSGD(torch.optim.Optimizer):
         # torch passes two entries after a load, which restarts from its own blocks; a copy or an
         # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
         if "_group_parts" in state:
+            self._background = Background()
             self._store = BlockStore(len(self.param_groups))
             rows = dict(self.state)
             blocks = self._store.made(self._arranged, rows) if rows else self._store.groups

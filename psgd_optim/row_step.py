@@ -4,8 +4,10 @@ All that chooses operations is in a `Plan`; all that changes from step to step i
 be one. Shape legend: a block has `B` rows of one shape, (B, *shape).
 """
 
-from collections.abc import Sequence
+import enum
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -31,6 +33,17 @@ from psgd_optim.types import Probe, State
 from psgd_optim.updates import are_exact
 
 
+class Order(enum.Enum):
+    """When a fit comes."""
+
+    FIRST = enum.auto()
+    """Before the gradient is preconditioned."""
+    LAST = enum.auto()
+    """After that."""
+    LATER = enum.auto()
+    """After that, when the caller has time for it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What decides which operations a step runs; blocks with equal plans and shapes run the same.
@@ -40,7 +53,7 @@ class Plan:
         criterion: What `P` is fitted to.
         nesterov: Whether the step looks ahead of the gradient average.
         fits: Whether this step fits `Q`.
-        update_first: Whether the fit comes before the gradient is preconditioned.
+        order: When the fit comes.
         adaptive: The step size of `Q` that follows the whitening error, if it does.
         uses: About how often `P` is applied between two fits: all that it decides is what the
             form's operator consists of.
@@ -50,7 +63,7 @@ class Plan:
     criterion: Criterion
     nesterov: bool
     fits: bool
-    update_first: bool
+    order: Order
     adaptive: Adaptive | None
     uses: float = field(compare=False)
 
@@ -62,7 +75,7 @@ class Plan:
     @property
     def reads_operator(self) -> bool:
         """Whether the step applies the operator that it finds."""
-        return not self.fits or not self.update_first or self.needs_image
+        return not self.fits or self.order is not Order.FIRST or self.needs_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +143,7 @@ class Outcome(NamedTuple):
         active: Which rows took part.
         sound: Which rows were finite throughout.
         operator: What `apply` takes from now on, in a step that fits.
+        later: Does the fit and returns that, if the plan puts it off.
     """
 
     rows: Tensor
@@ -137,6 +151,7 @@ class Outcome(NamedTuple):
     active: Mask
     sound: Mask
     operator: State | None
+    later: Callable[[], State] | None = None
 
 
 def step_stack(plan: Plan, inputs: Inputs, numbers: Numbers, stack: Tensor) -> Outcome:
@@ -185,17 +200,26 @@ def step_rows(plan: Plan, inputs: Inputs, numbers: Numbers, sight: Sight) -> Out
     ahead = evidence.average
     if plan.nesterov:
         ahead = _between(sight.grads, ahead, numbers.momentum)
-    rows = None
-    if not (plan.fits and plan.update_first):
-        rows = _direction(plan, inputs.operator, ahead)
-    operator = None
-    if plan.fits:
-        _fit(plan, inputs, numbers.rate, evidence, both(active, sight.sound))
-        operator = plan.form.prepare(inputs.state, plan.uses)
-    plan.criterion.remember(evidence, inputs.extra, active)
-    if rows is None:
-        rows = _direction(plan, inputs.operator if operator is None else operator, ahead)
-    return _finished(rows, sight, operator)
+    if not plan.fits:
+        plan.criterion.remember(evidence, inputs.extra, active)
+        return _finished(_direction(plan, inputs.operator, ahead), sight, None)
+    learn = partial(_learn, plan, inputs, numbers.rate, evidence, sight)
+    if plan.order is Order.FIRST:
+        operator = learn()
+        return _finished(_direction(plan, operator, ahead), sight, operator)
+    outcome = _finished(_direction(plan, inputs.operator, ahead), sight, None)
+    if plan.order is Order.LATER:
+        return outcome._replace(later=learn)
+    return outcome._replace(operator=learn())
+
+
+def _learn(
+    plan: Plan, inputs: Inputs, rate: float | Tensor, evidence: Evidence, sight: Sight
+) -> State:
+    """Fit `Q`, remember what the fit must not have seen, and return what `apply` takes."""
+    _fit(plan, inputs, rate, evidence, both(sight.active, sight.sound))
+    plan.criterion.remember(evidence, inputs.extra, sight.active)
+    return plan.form.prepare(inputs.state, plan.uses)
 
 
 def _averaged(inputs: Inputs, momentum: float | Tensor, sight: Sight) -> Evidence:

@@ -155,4 +155,5 @@ def _touched(param: Tensor) -> tuple[Tensor, Tensor]:
     if grad.layout == torch.strided:
         return torch.arange(len(param), device=param.device), grad
     grad = grad.coalesce()
-    return grad.indices()[0], grad.values()
+    # A copy, because a fit may read it after the gradient has gone on to something else.
+    return grad.indices()[0].clone(), grad.values()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
-    {"types", "noise", "penalty", "views", "affine.base"},
+    {"types", "noise", "penalty", "views", "background", "affine.base"},
     {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
     {
         "group_gradient",

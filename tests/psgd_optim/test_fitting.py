@@ -143,3 +143,16 @@ def test_uses_follow_the_gate_of_the_past_and_are_the_same_for_a_stretch() -> No
     seen: list[int] = []
     Fitting(gate=lambda step: float(seen.append(step) or 1)).uses(130)
     assert seen and max(seen) < 130 and min(seen) >= 0  # a schedule may end with the run
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, True),
+        ({"update_first": False}, False),
+        ({"overlap": True}, False),
+        ({"overlap": True, "update_first": True}, False),
+    ],
+)
+def test_a_fit_that_overlaps_cannot_come_first(settings: dict[str, bool], first: bool) -> None:
+    assert Fitting(**settings).fits_first is first

@@ -257,3 +257,8 @@ def test_with_the_real_compiler() -> None:
         take_steps(optimizer, range(20))
     # Sums in the order of vector units: as with the other backend, far more than rounding needs.
     torch.testing.assert_close(values(compiled), values(eager), **SAME)
+
+
+def test_a_fit_cannot_be_in_the_graph_and_beside_the_next_pass() -> None:
+    with pytest.raises(ValueError, match="leave one of them out"):
+        PSGD([torch.ones(2)], fitting=Fitting(overlap=True), compile=True)
