@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,11 +21,10 @@ from psgd_optim.types import State
 from psgd_optim.updates import Update
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepRules:
+class StepRules(NamedTuple):
     """What a block's step needs besides the block.
 
-    Args:
+    Attributes:
         criterion: What `P` is fitted to.
         fitting: How.
         rate: Step size of `Q`, 0 in a step that does not fit it.

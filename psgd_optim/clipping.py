@@ -13,7 +13,6 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import surely
 from psgd_optim.updates import Update
 
 
@@ -56,9 +55,8 @@ class ClipRMS(Limit):
     def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down every parameter whose root mean square is above the limit."""
         for update in updates:
-            rms = update.rms()
-            if not surely(rms <= self.limit):
-                update.scale_(_shrink(rms, self.limit))
+            if not update.surely_within(self.limit):
+                update.scale_(_shrink(update.rms(), self.limit))
 
 
 @final

@@ -4,7 +4,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -17,11 +17,10 @@ from psgd_optim.noise import normal_like
 from psgd_optim.types import Probe, State, expect
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What one step knows of a block.
 
-    Args:
+    Attributes:
         grad: (B, *shape), the gradient.
         average: (B, *shape), its average; the gradient itself when there is none.
         steps: (B,), how many gradients each row had seen before; (B, I) where the parts of a row

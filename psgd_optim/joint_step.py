@@ -1,11 +1,9 @@
 """One step of all blocks: precondition each, clip them together, move the parameters."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
-
-from torch import Tensor
+from typing import Any, NamedTuple
 
 from psgd_optim.background import Background, Job, Work
 from psgd_optim.block_step import StepRules, precondition_all
@@ -13,7 +11,7 @@ from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion
 from psgd_optim.curvature import Pairs
-from psgd_optim.diagnostics import step_metrics
+from psgd_optim.diagnostics import StepFigures
 from psgd_optim.fitting import Fitting
 from psgd_optim.groups import GroupParts, check_unchanged
 from psgd_optim.noise import noise_generator
@@ -21,11 +19,10 @@ from psgd_optim.runners import Runner
 from psgd_optim.store import PLACE_SHIFT
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A block with the group that it belongs to.
 
-    Args:
+    Attributes:
         number: Of its random stream.
         block: The block.
         settings: The group's numbers.
@@ -63,7 +60,7 @@ def take_step(
     moment: Moment,
     runner: Runner,
     background: Background,
-) -> dict[str, Tensor]:
+) -> StepFigures:
     """Step every block that has a gradient.
 
     Args:
@@ -92,12 +89,12 @@ def take_step(
     later: list[Job] = []
     if fitting.overlap:
         rules = [
-            replace(rule, put_off=partial(_put_off, later, member.block, part))
+            rule._replace(put_off=partial(_put_off, later, member.block, part))
             for (member, _), part, rule in zip(work, parts, rules, strict=True)
         ]
     found = precondition_all(list(zip(parts, rules, strict=True)), runner)
     updates, sound = [update for update, _ in found], [mask for _, mask in found]
-    metrics = step_metrics(updates, sound)
+    figures = StepFigures(updates, sound)
     for clip in clips:
         clip.clip_(updates)
     for (member, _), part, update in zip(work, parts, updates, strict=True):
@@ -106,7 +103,7 @@ def take_step(
         member.block.write_back(part)
     # Last: a fit reads and writes what the lines above do.
     background.run(later)
-    return metrics
+    return figures
 
 
 def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:

@@ -17,6 +17,7 @@ from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion, MomentumWhitening
 from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
 from psgd_optim.decay import Decay
+from psgd_optim.diagnostics import StepFigures
 from psgd_optim.fitting import STRETCH, Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
@@ -112,7 +113,7 @@ class PSGD(torch.optim.Optimizer):
         self._step = 0
         self._numbered: list[tuple[int, int, Block]] | None = None  # the store's, until it grows
         self._uses: float | None = None  # of the stretch of steps that this one is in
-        self._last: dict[str, Tensor] = {}
+        self._last: StepFigures | None = None
         self._background = Background()
         lr = criterion.default_lr if lr is None else lr
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -355,7 +356,7 @@ class PSGD(torch.optim.Optimizer):
         self._seed, self._step = clock
         self._uses = None
         self._numbered = None
-        self._last = {}
+        self._last = None
         self._store = BlockStore(len(self.param_groups))
         self._store.add(blocks)
         self.state = defaultdict(dict)  # not cleared: a shallow copy may share the old one
@@ -386,7 +387,7 @@ class PSGD(torch.optim.Optimizer):
             the number of rows that did not move because their gradient, or what the preconditioner
             made of it, was not finite. Empty before the first step.
         """
-        return dict(self._last)
+        return {} if self._last is None else self._last.metrics()
 
     def summary(self) -> str:
         """Return a table of what every shape gets and what it costs, without allocating it."""

@@ -78,11 +78,10 @@ class Plan:
         return not self.fits or self.order is not Order.FIRST or self.needs_image
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a step reads, and writes in place, besides gradients.
 
-    Args:
+    Attributes:
         state: The form's, written in a step that fits.
         extra: What is remembered by others, by name; written.
         steps: (B,), how many gradients each row has used; written.
@@ -113,11 +112,10 @@ class Numbers(NamedTuple):
     rate: float | Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sight:
+class Sight(NamedTuple):
     """What a step sees of a block's gradients.
 
-    Args:
+    Attributes:
         grads: (B, *shape), finite, in single precision or better; zero in rows to leave alone.
         ok: Which gradients were finite.
         active: Which rows take part.

@@ -2,8 +2,7 @@
 
 import abc
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -18,11 +17,10 @@ Graph = Callable[[list[Inputs], Tensor, list[list[Tensor]]], list[Outcome]]
 """The steps of some blocks, from their inputs, numbers (k, 2), and rows of gradients."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(NamedTuple):
     """The step of a block whose rows have all started, and need no pair.
 
-    Args:
+    Attributes:
         block: The block.
         plan: What to compute.
         inputs: What to compute it with; its state moves on.

@@ -36,6 +36,12 @@ class Update:
             self._norms = norms if are_exact(norms) else _scaled_norms(self.rows)
         return self._norms
 
+    def surely_within(self, limit: float) -> bool:
+        """Return whether no row's root mean square is known to be above a limit."""
+        values = host_values(self.norms())
+        most = limit * math.prod(self.rows.shape[1:]) ** 0.5
+        return values is not None and all(norm <= most for norm in values)
+
     def rms(self) -> Tensor:
         """Return the root mean square of each row, (B,)."""
         rms: Tensor = self.norms() / math.prod(self.rows.shape[1:]) ** 0.5
