@@ -265,3 +265,25 @@ def test_scopes_are_values_and_their_optimizers_can_be_copied(scope: Scope) -> N
         run(optimizer, params, range(2, 4))
         run(twin, twins, range(2, 4))
         assert all(torch.equal(x, y) for x, y in zip(params, twins, strict=True))
+
+
+@pytest.mark.parametrize("form", [Kron(max_skew=math.inf), Split(Kron(max_skew=math.inf), 3)])
+def test_stacks_that_leave_a_cpus_caches_are_made_smaller(
+    form: Kron | Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = ((7, 3), (7, 3), (3, 4), (7, 3))  # pieces of two shapes, some of them shared
+    joint, apart = ([p for _, p in named(*shapes)] for _ in range(2))
+    quiet = {**QUIET, "criterion": GradientWhitening()}  # with noise, that depends on the stacks
+
+    monkeypatch.setattr("psgd_optim.scope.MOST_STACKED", 40)
+    first = PSGD(apart, 0.1, form=form, **quiet)
+    run(first, apart, range(3))
+    sizes = [block.view.rows * math.prod(block.view.shape) for block in first._store]
+    assert max(sizes) <= 42 and len(sizes) > len(set(p.shape for p in apart))
+    for p, q in zip(joint, apart, strict=True):
+        p.data.copy_(q.detach())
+    resumed = PSGD(joint, 0.1, form=form, **quiet)
+    resumed.load_state_dict(first.state_dict())
+    run(first, apart, range(3, 6))
+    run(resumed, joint, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(joint, apart, strict=True))
