@@ -54,7 +54,7 @@ def fold_in(
 @functools.lru_cache
 def _last_weight(decay: float) -> float:
     """Return the weight of a new value in the long run, as the ramp in single precision ends."""
-    return float(1 - torch.tensor(decay, dtype=torch.float32))
+    return float(1 - torch.tensor(decay, dtype=torch.float32, device="cpu"))
 
 
 def fold_in_zeros(steps: Tensor, missed: Tensor, decay: float) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,6 @@ Work = Callable[[], None]
 """Something to do that returns nothing."""
 
 
-def at_once(work: Work) -> None:
-    """Do some work here and now."""
-    work()
-
-
 @dataclass(frozen=True)
 class Job:
     """Work, and the device that it keeps busy.

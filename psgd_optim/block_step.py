@@ -15,7 +15,7 @@ from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
 from psgd_optim.linalg import Mask, both, finite_rows, keep_rows, known, row_peaks
 from psgd_optim.row_step import Inputs, Numbers, Order, Outcome, Plan, Sight, cleaned, step_rows
-from psgd_optim.runners import Eager, Runner, Task
+from psgd_optim.runners import Runner, Task
 from psgd_optim.schedules import Adaptive
 from psgd_optim.types import State
 from psgd_optim.updates import Update
@@ -48,11 +48,6 @@ class StepRules(NamedTuple):
     put_off: Callable[[Work], None] | None = None
 
 
-def precondition(block: Block, rules: StepRules) -> tuple[Update, Mask]:
-    """Return one block's step as `precondition_all` does."""
-    return precondition_all([(block, rules)], Eager())[0]
-
-
 def precondition_all(
     work: Sequence[tuple[Block, StepRules]], runner: Runner
 ) -> list[tuple[Update, Mask]]:
@@ -79,7 +74,7 @@ def _noted(block: Block, rules: StepRules, outcome: Outcome) -> tuple[Update, Ma
     """Tell the block what its step has left, and return the update and the sound rows."""
     block.count(_known(outcome.active))
     if outcome.operator is not None:
-        block.keep_operator(rules.uses, outcome.operator)
+        block.keep_operator(_uses(block, rules), outcome.operator)
     if outcome.later is not None and rules.put_off is not None:
         rules.put_off(partial(_catch_up, block, rules.uses, outcome.later))
     return Update(outcome.rows, outcome.norms), _known(outcome.sound)
@@ -117,8 +112,13 @@ def _plan(block: Block, rules: StepRules) -> Plan:
         fits=rules.rate > 0,
         order=_order(rules),
         adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
-        uses=rules.uses,
+        uses=_uses(block, rules),
     )
+
+
+def _uses(block: Block, rules: StepRules) -> float:
+    """Return how often `P` is applied before it is lost or changes: a selection lives one step."""
+    return 1.0 if block.is_selection else rules.uses
 
 
 def _task(block: Block, rules: StepRules) -> Task:
@@ -134,7 +134,7 @@ def _task(block: Block, rules: StepRules) -> Task:
         state=block.state,
         extra=block.extra,
         steps=block.steps,
-        operator=block.operator(rules.uses) if plan.reads_operator else {},
+        operator=block.operator(plan.uses) if plan.reads_operator else {},
         noise=noise,
         draws=draws,
         has_ramped=block.has_ramped(rules.momentum),

@@ -82,7 +82,10 @@ class Block:
         Args:
             uses: About how often it is applied until the next change.
         """
-        # A tensor counts what is written to it, so nobody who changes the state has to tell.
+        # A tensor counts what is written to it, unless it is through `data` or NumPy, so nobody who
+        # changes the state has to tell.
+        if self.steps.is_inference():  # such tensors do not count
+            return self.form.prepare(self.state, uses)
         now = [(x, x._version) for x in self.state.values()]
         if self._prepared is not None:
             for_uses, then, prepared = self._prepared
@@ -93,7 +96,8 @@ class Block:
 
     def keep_operator(self, uses: float, prepared: State) -> State:
         """Return what the form has prepared from the state as it is, and remember it."""
-        self._prepared = (uses, [(x, x._version) for x in self.state.values()], prepared)
+        if not self.steps.is_inference():
+            self._prepared = (uses, [(x, x._version) for x in self.state.values()], prepared)
         return prepared
 
     def entries(self) -> Iterator[tuple[Tensor, State]]:
@@ -202,6 +206,11 @@ class Block:
         dtype = torch.promote_types(self.dtype, torch.float32)
         shape = (self.view.rows, *self.view.shape)
         return torch.empty(shape, dtype=dtype, device=self.steps.device)
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether it is a copy of some rows, for one step."""
+        return self._units is not None
 
     @property
     def is_steady(self) -> bool:

@@ -1,8 +1,8 @@
 """Limits and scales of the preconditioned gradient, applied before the step is taken.
 
 An entry of an optimizer's `clip` is any per-step change of the preconditioned gradients: most
-are limits, `MatchRMS` is a scale. It changes a list of stacks (B, *shape) in place, so that it
-can look at all parameters at once. Several apply in the order given.
+are limits, `MatchRMS` is a scale. It changes a list of `Update`s in place, one for each stack of
+rows, so that it can look at all parameters at once. Several apply in the order given.
 """
 
 import abc

@@ -115,6 +115,11 @@ class Fitting:
             )
         return rate
 
+    @property
+    def most_uses(self) -> float:
+        """About how often `P` is applied per fit, at most: without end if the gate is scheduled."""
+        return math.inf if callable(self.gate) else self.uses(0)
+
     def uses(self, step: int) -> float:
         """Return about how often `P` is applied per fit, by the gate of past steps: a power of two.
 

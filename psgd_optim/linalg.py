@@ -306,15 +306,16 @@ def rotate_towards_psd_(q: Tensor, start: Tensor, max_angle: float = 0.125) -> T
 
     Source: design formulas 8.2, step 2.
     """
-    s, norm = _skew_part(q, start)  # S = -R, unscaled
+    s, norm = _skew_part(q, start)
+    s.div_(per_block(norm, s))  # S = -R
     sq = s @ q
     # S^H = -S: tr(R Q) is the inner product of S with Q, which is half the square of the Frobenius
     # norm of S, and tr(R R Q) is minus the inner product of S with S Q.
-    slope = 0.5 * row_norms(s).square() / norm  # (B,)
-    bend = -_inner(s, sq) / norm / norm  # (B,)
+    slope = 0.5 * row_norms(s).square() * norm  # (B,)
+    bend = -_inner(s, sq)  # (B,)
     angle = torch.where(bend < 0, -slope / bend, max_angle).clamp(max=max_angle)
-    # Q + a R Q + a^2 / 2 R R Q, where a R is `-angle / norm` times S.
-    factor = per_block(-angle / norm, q)
+    # Q + a R Q + a^2 / 2 R R Q
+    factor = per_block(-angle, q)
     arq = sq.mul_(factor)
     return q.add_(arq).baddbmm_(s.mul_(factor), arq, alpha=0.5)
 
@@ -368,7 +369,8 @@ def _skew_part(q: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the real part of the inner product of every two matrices, (B,)."""
-    if a.device.type == "cpu" and not torch.compiler.is_compiling():
+    is_large = a[0].numel() >= 1 << 12
+    if is_large and a.device.type == "cpu" and not torch.compiler.is_compiling():
         # Row by row, because there is no batched one that makes no tensor of products.
         pairs = zip(a.flatten(1).unbind(), b.flatten(1).unbind(), strict=True)
         product = torch.stack([torch.vdot(x, y) for x, y in pairs])

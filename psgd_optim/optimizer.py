@@ -140,7 +140,8 @@ class PSGD(torch.optim.Optimizer):
         try:
             # One group alone while there is no limit: planning all of them each time is quadratic.
             limited = self.fitting.max_memory < math.inf
-            check_memory(self._plan(0 if limited else -1), self.fitting.max_memory)
+            plan = self._plan(0 if limited else -1)
+            check_memory(plan, self.fitting.max_memory, self.fitting.most_uses)
         except Exception:
             for kept in (self.param_groups, self._group_parts, self._store.groups):
                 kept.pop()
@@ -391,4 +392,4 @@ class PSGD(torch.optim.Optimizer):
 
     def summary(self) -> str:
         """Return a table of what every shape gets and what it costs, without allocating it."""
-        return summarise(self._plan())
+        return summarise(self._plan(), self.fitting.most_uses)

@@ -88,7 +88,8 @@ class Inputs(NamedTuple):
         operator: What the form's `apply` takes, if the step reads it.
         noise: The criterion's random numbers, in a step that fits.
         draws: The form's.
-        has_ramped: Whether the host knows that every average is past its ramp.
+        has_ramped: Whether the host knows that every average is past its ramp; of no effect in a
+            graph, where it is not known that all rows take part.
     """
 
     state: State

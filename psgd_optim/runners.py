@@ -95,7 +95,10 @@ class Compiled(Runner):
         """Return all that a graph depends on besides what the guards of its tensors check."""
         strides = tuple(row.stride() for row in rows)
         shape = task.block.view.shape
-        return task.plan, self._operator_names(task), shape, task.block.dtype, strides
+        # Dictionaries are not guarded: two groups may differ in what they remember.
+        inputs = task.inputs
+        names = tuple(inputs.extra), tuple(inputs.draws), inputs.noise is None
+        return task.plan, self._operator_names(task), shape, task.block.dtype, strides, names
 
     def _operator_names(self, task: Task) -> tuple[str, ...]:
         """Return what the form's operator consists of."""

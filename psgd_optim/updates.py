@@ -17,22 +17,21 @@ class Update:
         rows: (B, *shape).
     """
 
-    def __init__(self, rows: Tensor, squares: Tensor | None = None) -> None:
+    def __init__(self, rows: Tensor, plain_norms: Tensor | None = None) -> None:
         """Take a stack, which is changed in place, and its norms where they are known.
 
         Args:
             rows: (B, *shape).
-            squares: (B,), what `row_norms` makes of them: the root of a sum of squares, which may
-                have left the range.
+            plain_norms: (B,), what `row_norms` makes of them: its squares may have left the range.
         """
         self.rows = rows
-        self._squares = squares
+        self._plain_norms = plain_norms
         self._norms: Tensor | None = None
 
     def norms(self) -> Tensor:
         """Return the 2-norm of each row, (B,), of any size that the dtype holds."""
         if self._norms is None:
-            norms = row_norms(self.rows) if self._squares is None else self._squares
+            norms = row_norms(self.rows) if self._plain_norms is None else self._plain_norms
             self._norms = norms if are_exact(norms) else _scaled_norms(self.rows)
         return self._norms
 
@@ -51,7 +50,7 @@ class Update:
         """Multiply the rows by one factor for all, or for each (B,)."""
         self.rows.mul_(per_block(factors.to(self.rows.real.dtype), self.rows))
         self._norms = None if self._norms is None else self._norms * factors
-        self._squares = None
+        self._plain_norms = None
 
     def limit_(self, limit: float) -> None:
         """Limit the modulus of every element, keeping its sign or phase."""
@@ -59,7 +58,7 @@ class Update:
             self.rows.mul_((limit / self.rows.abs()).clamp(max=1.0))
         else:
             self.rows.clamp_(-limit, limit)
-        self._norms = self._squares = None
+        self._norms = self._plain_norms = None
 
 
 def are_exact(norms: Tensor) -> bool:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from psgd_optim import PSGD, Diagonal, Fitting, MomentumWhitening
 from psgd_optim.averages import Nesterov
-from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.block_step import StepRules, precondition_all
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, GradientWhitening, UnbiasedFisher
+from psgd_optim.linalg import Mask
 from psgd_optim.noise import noise_generator
+from psgd_optim.runners import Eager
 from psgd_optim.schedules import Adaptive
+from psgd_optim.updates import Update
 from psgd_optim.views import Stacked
 
 QUIET = GradientWhitening(damping=0.0)
@@ -38,6 +41,10 @@ def rules(criterion: Criterion = QUIET, **settings: Any) -> StepRules:
         "generator": lambda: noise_generator(torch.device("cpu"), 0, 0, 0),
     }
     return StepRules(criterion=criterion, fitting=fitting, **defaults | settings)
+
+
+def precondition(block: Block, of: StepRules) -> tuple[Update, Mask]:
+    return precondition_all([(block, of)], Eager())[0]
 
 
 def set_grads(stack: Block, *grads: list[float]) -> None:

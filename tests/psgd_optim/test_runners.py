@@ -262,3 +262,26 @@ def test_with_the_real_compiler() -> None:
 def test_a_fit_cannot_be_in_the_graph_and_beside_the_next_pass() -> None:
     with pytest.raises(ValueError, match="leave one of them out"):
         PSGD([torch.ones(2)], fitting=Fitting(overlap=True), compile=True)
+
+
+@pytest.mark.parametrize("momenta", [(0.0, 0.9), (0.9, 0.0)])
+def test_groups_that_remember_different_things_have_graphs_of_their_own(
+    graphs: Graphs, momenta: tuple[float, float]
+) -> None:
+    found = []
+    for compiled in (False, True):
+        rng = torch.Generator().manual_seed(0)
+        params = [torch.ones(3, 2, dtype=torch.float64, requires_grad=True) for _ in momenta]
+        groups = [{"params": [p], "momentum": m} for p, m in zip(params, momenta, strict=True)]
+        fitting = Fitting(gate=0.5, spread=True, init_scale=1.0)
+        criterion = GradientWhitening()
+        optimizer = PSGD(
+            groups, 0.1, form=Diagonal(), criterion=criterion, fitting=fitting, compile=compiled
+        )
+        for _ in range(12):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=rng, dtype=p.dtype)
+            optimizer.step()
+        found.append([p.detach() for p in params])
+    for eager, graph in zip(*found, strict=True):
+        torch.testing.assert_close(eager, graph, rtol=1e-10, atol=1e-10)

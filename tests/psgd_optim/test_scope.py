@@ -279,7 +279,7 @@ def test_stacks_that_leave_a_cpus_caches_are_made_smaller(
     first = PSGD(apart, 0.1, form=form, **quiet)
     run(first, apart, range(3))
     sizes = [block.view.rows * math.prod(block.view.shape) for block in first._store]
-    assert max(sizes) <= 42 and len(sizes) > len(set(p.shape for p in apart))
+    assert max(sizes) <= 42 and len(sizes) > len({p.shape for p in apart})
     for p, q in zip(joint, apart, strict=True):
         p.data.copy_(q.detach())
     resumed = PSGD(joint, 0.1, form=form, **quiet)
@@ -287,3 +287,24 @@ def test_stacks_that_leave_a_cpus_caches_are_made_smaller(
     run(first, apart, range(3, 6))
     run(resumed, joint, range(3, 6))
     assert all(torch.equal(p, q) for p, q in zip(joint, apart, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [(((9, 4), (10, 4), (12, 4)), 4), (((33, 16), (35, 16), (12, 16), (16, 11)), 16)],
+)
+def test_pieces_that_connect_stacks_are_stacked_again_as_they_were(
+    shapes: tuple[tuple[int, int], ...], size: int
+) -> None:
+    """Pieces of two shapes, each in a stack with those of others: the noise depends on both."""
+    first = [p for _, p in named(*shapes)]
+    fitting = Fitting(precond_lr=0.3, gate=1.0)
+    optimizer = PSGD(first, 0.1, form=Split(Kron(), size), fitting=fitting)
+    run(optimizer, first, range(3))
+    second = [p.detach().clone().requires_grad_() for p in first]
+    resumed = PSGD(second, 0.1, form=Split(Kron(), size), fitting=fitting)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert [b.view.counts for b in resumed._store] == [b.view.counts for b in optimizer._store]
+    run(optimizer, first, range(3, 6))
+    run(resumed, second, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))

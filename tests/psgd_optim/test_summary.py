@@ -139,3 +139,14 @@ def test_a_plan_takes_no_memory_in_any_form(form: Preconditioner | Scope) -> Non
     params = [torch.empty(2**20, 2**10, device="meta", requires_grad=True)]
     with pytest.raises(ValueError, match="max_memory is 1 MiB"):
         PSGD(params, form=form, fitting=Fitting(max_memory=2**20))
+
+
+def test_products_that_no_step_forms_are_not_counted() -> None:
+    p = [torch.empty(1024, 64, device="meta", requires_grad=True)]
+    form = Kron(max_skew=float("inf"))
+    always, rarely = (
+        PSGD(p, form=form, fitting=Fitting(gate=gate)).summary().splitlines()[-1].split()
+        for gate in (1.0, 0.03)
+    )
+    assert always[4:6] == ["16", "KiB"]  # of the short side alone
+    assert rarely[4:6] == ["4.02", "MiB"]
