@@ -1,5 +1,6 @@
 """Averages over steps, with a ramp that makes the first ones plain means."""
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import final
@@ -7,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import per_block
+from psgd_optim.linalg import Mask, cast, per_block
 
 
 @final
@@ -22,21 +23,38 @@ class Nesterov:
     decay: float
 
 
-def fold_in(average: Tensor, x: Tensor, steps: Tensor, active: Tensor, decay: float) -> Tensor:
+def fold_in(
+    average: Tensor, x: Tensor, steps: Tensor | None, active: Mask, decay: float | Tensor
+) -> Tensor:
     """Take `m <- b m + (1 - b) x` with `b = min(t / (t + 1), decay)`, in place.
 
     Args:
         average: (B, *shape), the average `m`.
         x: (B, *shape), finite, the new value.
-        steps: (B,), or with more leading axes of `x`, the number `t` of values in it.
-        active: (B,), 1 for rows that take part, 0 for rows to leave alone.
-        decay: The decay in the long run.
+        steps: (B,), or with more leading axes of `x`, the number `t` of values in it; `None` if it
+            is known that all take part and have more than the decay looks at.
+        active: The rows that take part; the others are left alone.
+        decay: The decay in the long run; a number, or a 0-D tensor beside given steps.
 
     Returns:
         The average itself.
     """
-    weight = active * (1 - (steps / (steps + 1)).clamp(max=decay))
-    return average.lerp_(x, per_block(weight.to(x.real.dtype), x).to(x.dtype))
+    if steps is None:
+        return average.lerp_(x, _last_weight(float(decay)))
+    ramp = steps / (steps + 1)
+    if isinstance(decay, Tensor):
+        weight = 1 - torch.minimum(ramp, cast(decay, ramp.dtype))
+    else:
+        weight = 1 - ramp.clamp_(max=decay)
+    if active is not None:
+        weight = weight * per_block(active, weight)
+    return average.lerp_(x, cast(per_block(weight, x), x.dtype))
+
+
+@functools.lru_cache
+def _last_weight(decay: float) -> float:
+    """Return the weight of a new value in the long run, as the ramp in single precision ends."""
+    return float(1 - torch.tensor(decay, dtype=torch.float32, device="cpu"))
 
 
 def fold_in_zeros(steps: Tensor, missed: Tensor, decay: float) -> tuple[Tensor, Tensor]:

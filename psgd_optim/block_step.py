@@ -1,34 +1,40 @@
 """What one step does to one block: start, average, fit, precondition."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from psgd_optim.averages import fold_in
+from psgd_optim.background import Work
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
-from psgd_optim.linalg import abs_square, finite_rows, per_block
+from psgd_optim.linalg import Mask, both, finite_rows, keep_rows, known, row_peaks
+from psgd_optim.row_step import Inputs, Numbers, Order, Outcome, Plan, Sight, cleaned, step_rows
+from psgd_optim.runners import Runner, Task
 from psgd_optim.schedules import Adaptive
-from psgd_optim.types import Probe
+from psgd_optim.types import State
+from psgd_optim.updates import Update
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepRules:
+class StepRules(NamedTuple):
     """What a block's step needs besides the block.
 
-    Args:
+    Attributes:
         criterion: What `P` is fitted to.
         fitting: How.
         rate: Step size of `Q`, 0 in a step that does not fit it.
         momentum: Decay of the gradient average.
         nesterov: Whether the step looks ahead of the average.
         pairs: Hessian-vector pairs, in the steps that have some.
+        uses: About how often `P` is applied between two fits.
         generator: Makes the generator of the block's noise in this step.
+        put_off: Takes the fit and does it before anything else happens to the block, if it is not
+            to be part of the step.
     """
 
     criterion: Criterion
@@ -37,91 +43,158 @@ class StepRules:
     momentum: float
     nesterov: bool
     pairs: Pairs | None
+    uses: float
     generator: Callable[[], torch.Generator]
+    put_off: Callable[[Work], None] | None = None
 
 
-def precondition(block: Block, rules: StepRules) -> tuple[Tensor, Tensor]:
-    """Return a block's preconditioned gradients, and which rows are finite throughout.
+def precondition_all(
+    work: Sequence[tuple[Block, StepRules]], runner: Runner
+) -> list[tuple[Update, Mask]]:
+    """Return blocks' preconditioned gradients, and which rows are finite throughout.
 
     Args:
-        block: The rows to step; their state moves on.
-        rules: How.
+        work: The rows to step, whose state moves on, and how.
+        runner: Runs the steps of blocks in no special situation.
 
     Returns:
-        (B, *shape), zero in rows to leave alone, and (B,).
+        For each block the update, zero in rows to leave alone, and which rows were sound.
     """
-    grads = block.gather_gradients()
-    peak = _peak(grads)
-    ok = peak.isfinite()
-    grads.masked_fill_(~per_block(ok, grads), 0)
+    plain = [block.is_steady and rules.criterion.pairs is None for block, rules in work]
+    steady = itertools.compress(work, plain)
+    # One after the other: random numbers of all blocks at once would take memory.
+    found = iter(runner.run(_task(block, rules) for block, rules in steady))
+    return [
+        _noted(block, rules, next(found) if is_plain else _special_step(block, rules))
+        for (block, rules), is_plain in zip(work, plain, strict=True)
+    ]
+
+
+def _noted(block: Block, rules: StepRules, outcome: Outcome) -> tuple[Update, Mask]:
+    """Tell the block what its step has left, and return the update and the sound rows."""
+    block.count(_known(outcome.active))
+    if outcome.operator is not None:
+        block.keep_operator(_uses(block, rules), outcome.operator)
+    if outcome.later is not None and rules.put_off is not None:
+        rules.put_off(partial(_catch_up, block, rules.uses, outcome.later))
+    return Update(outcome.rows, outcome.norms), _known(outcome.sound)
+
+
+def _catch_up(block: Block, uses: float, later: Callable[[], State]) -> None:
+    """Do a fit that was put off."""
+    block.keep_operator(uses, later())
+
+
+def _special_step(block: Block, rules: StepRules) -> Outcome:
+    """Step rows of which some have not started, or have a pair, or are a selection."""
+    sight = _sight(block, rules)
+    task = _task(block, rules)
+    return step_rows(task.plan, task.inputs, task.numbers, sight)
+
+
+def _known(mask: Mask) -> Mask:
+    """Return `None` for a mask of all, which a graph cannot know."""
+    return None if mask is None else known(mask)
+
+
+def _order(rules: StepRules) -> Order:
+    if rules.put_off is not None:
+        return Order.LATER
+    return Order.FIRST if rules.fitting.fits_first else Order.LAST
+
+
+def _plan(block: Block, rules: StepRules) -> Plan:
+    adaptive = rules.fitting.precond_lr
+    return Plan(
+        form=block.form,
+        criterion=rules.criterion,
+        nesterov=rules.nesterov,
+        fits=rules.rate > 0,
+        order=_order(rules),
+        adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
+        uses=_uses(block, rules),
+    )
+
+
+def _uses(block: Block, rules: StepRules) -> float:
+    """Return how often `P` is applied before it is lost or changes: a selection lives one step."""
+    return 1.0 if block.is_selection else rules.uses
+
+
+def _task(block: Block, rules: StepRules) -> Task:
+    """Return what to compute, with the random numbers of a fit."""
+    plan = _plan(block, rules)
+    noise, draws = None, {}
+    if plan.fits:
+        generator = rules.generator()
+        like = block.empty_rows()
+        noise = rules.criterion.draw(like, generator, needs_v=block.form.needs_v)
+        draws = block.form.draw(block.state, generator)
+    inputs = Inputs(
+        state=block.state,
+        extra=block.extra,
+        steps=block.steps,
+        operator=block.operator(plan.uses) if plan.reads_operator else {},
+        noise=noise,
+        draws=draws,
+        has_ramped=block.has_ramped(rules.momentum),
+    )
+    numbers = Numbers(momentum=rules.momentum, rate=rules.rate)
+    return Task(block=block, plan=plan, inputs=inputs, numbers=numbers)
+
+
+def _sight(block: Block, rules: StepRules) -> Sight:
+    """Look at the gradients and the pair, and start rows that can be started."""
+    grads, ok = cleaned(block.gather_gradients())
     pair, sound = _pair(block, rules, grads)
     # Without a given scale, a row may have to wait for a pair to start from.
     waits = rules.criterion.pairs is not None and rules.fitting.init_scale is None
-    ready = (peak > 0) & sound if waits else peak > 0
-    active = ok & ((block.steps > 0) | ready)
+    active = ok
+    if block.pending:
+        ready = known(row_peaks(grads) > 0)
+        active = both(ok, _any(block.steps > 0, both(ready, sound) if waits else ready))
     before = block.catch_up(rules.momentum)
-    evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
     if block.pending and not (waits and pair is None):
+        evidence = Evidence(grad=grads, average=grads, steps=before, pair=pair)
         _start(block, rules, evidence, active)
-    block.steps += active
-    weight = active.to(block.steps.dtype)
-    if "momentum" in block.extra:
-        average = fold_in(block.extra["momentum"], grads, before, weight, rules.momentum)
-        evidence = Evidence(grad=grads, average=average, steps=before, pair=pair)
-    ahead = grads.lerp(evidence.average, rules.momentum) if rules.nesterov else evidence.average
-    first = rules.fitting.update_first
-    update = None if first else _direction(block, rules, ahead)
-    if rules.rate:
-        _fit(block, rules, evidence, active & sound)
-    rules.criterion.remember(evidence, block.extra, weight)
-    update = _direction(block, rules, ahead) if update is None else update
-    # Rows left alone keep their parameter too, whatever their average still holds; and an
-    # average too large for P, or a P that is broken, gives no direction.
-    sound = ok & (torch.isfinite(_peak(update)) | ~active)
-    return torch.where(per_block(sound & active, update), update, 0), sound
+    return Sight(grads=grads, ok=ok, active=active, before=before, pair=pair, sound=sound)
 
 
-def _peak(x: Tensor) -> Tensor:
-    """Return the largest modulus of each row, (B,), not finite when any entry is not."""
-    peak: Tensor = torch.linalg.vector_norm(x.flatten(1), ord=math.inf, dim=1)
-    return peak
-
-
-def _direction(block: Block, rules: StepRules, x: Tensor) -> Tensor:
-    return rules.criterion.direction(lambda y: block.form.apply(block.state, y), x)
+def _any(a: Tensor, b: Mask) -> Mask:
+    """Return the rows that are in one mask or the other."""
+    return None if b is None else a | b
 
 
 def _pair(
     block: Block, rules: StepRules, grads: Tensor
-) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
+) -> tuple[tuple[Tensor, Tensor] | None, Mask]:
     """Return the block's pair, if this step has one, and which rows of it can be used."""
-    usable = torch.ones_like(block.steps, dtype=torch.bool)
     source = rules.criterion.pairs
     if source is None:
-        return None, usable
+        return None, None
+    usable: Mask = None
+    none = torch.zeros_like(block.steps, dtype=torch.bool)
     if rules.pairs is not None:
         probes, products = rules.pairs
         v, h = (block.view.gather(x.get).to(grads.dtype) for x in (probes, products))
     elif not source.memory:
-        return None, ~usable
+        return None, none
     else:
         param = block.view.gather(lambda p: p.detach()).to(grads.dtype)
         found = source.observe(param, grads, block.extra)
-        active = grads.flatten(1).abs().amax(dim=1) > 0
-        source.remember(param, grads, block.extra, active.to(block.steps.dtype))
+        source.remember(param, grads, block.extra, known(row_peaks(grads) > 0))
         if found is None:
-            return None, ~usable
+            return None, none
         v, h = found
-        usable = block.steps > 0  # the first gradient has none to be compared with
-    sound = usable & finite_rows(v) & finite_rows(h)
-    bad = ~per_block(sound, h)
-    return (v.masked_fill(bad, 0), h.masked_fill(bad, 0)), sound
+        usable = known(block.steps > 0)  # the first gradient has none to be compared with
+    sound = both(usable, finite_rows(v), finite_rows(h))
+    return (keep_rows(sound, v), keep_rows(sound, h)), sound
 
 
-def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -> None:
+def _start(block: Block, rules: StepRules, evidence: Evidence, active: Mask) -> None:
     """Scale `Q` of the rows that see their first non-zero gradient."""
     waits = block.steps == 0
-    fresh = active & waits
+    fresh = waits if active is None else active & waits
     # The only look at tensors' values from the host, and only until all rows have started.
     block.wait_for(waits & ~fresh)
     index = fresh.nonzero().flatten()
@@ -129,33 +202,9 @@ def _start(block: Block, rules: StepRules, evidence: Evidence, active: Tensor) -
         return
     if rules.fitting.init_scale is None:
         sample = rules.criterion.size_sample(evidence)[index]
-        scale = initial_scale(sample, _peak(sample), rules.criterion.damping)
+        scale = initial_scale(sample, row_peaks(sample), rules.criterion.damping)
     else:
         scale = evidence.grad.real.new_full(index.shape, rules.fitting.init_scale)
     started = block.form.init(block.view.shape, scale, block.view.like)
     for name, x in block.state.items():
         x[index] = started[name]
-
-
-def _fit(block: Block, rules: StepRules, evidence: Evidence, rows: Tensor) -> None:
-    """Update `Q` of some rows."""
-    generator = rules.generator()
-    form = block.form
-    probe = rules.criterion.probe(evidence, block.extra, generator, needs_v=form.needs_v)
-    rates = rules.rate * rows.to(probe.h.real.dtype)
-    if isinstance(rules.fitting.precond_lr, Adaptive):
-        rates = rates * _adapted(block, rules.fitting.precond_lr, probe, rows)
-    form.update(block.state, probe, form.draw(block.state, generator), rates)
-
-
-def _adapted(block: Block, adaptive: Adaptive, probe: Probe, rows: Tensor) -> Tensor:
-    """Return the part of the largest step size that the whitening error asks for, (B,)."""
-    image = block.form.apply(block.state, probe.h)
-    size = abs_square(image).flatten(1).mean(dim=1)
-    if probe.v is not None:
-        size = size / abs_square(probe.v).flatten(1).mean(dim=1)
-    error = (size - 1).abs().nan_to_num(nan=1.0).clamp(max=1.0).to(block.steps.dtype)
-    # What is kept is 1 - error, so that its start at 0 is the largest error.
-    held = block.extra["whitened"]
-    held.copy_(torch.where(rows, held.lerp(1 - error, 1 - adaptive.decay), held))
-    return ((1 - held).clamp(adaptive.low, adaptive.high) / adaptive.high).to(size.dtype)

@@ -1,11 +1,13 @@
 """Blocks: rows of one shape whose state is stacked once and stepped together."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner
+from psgd_optim.linalg import Mask, lift
 from psgd_optim.types import State
 from psgd_optim.views import View
 
@@ -31,9 +33,11 @@ class Block:
         self.steps = steps
         self.extra = extra
         self.dtype = view.like.dtype
+        self._least_steps = 0  # what the host knows: every row has used at least so many gradients
         # Rows that are not known on the host to have seen a first non-zero gradient.
         self.pending = set(range(view.rows))
         self._units: list[int] | None = None  # the units of a larger block that this one copies
+        self._prepared: tuple[float, list[tuple[Tensor, int]], State] | None = None
 
     @classmethod
     def allocate(
@@ -72,6 +76,30 @@ class Block:
         """
         self.pending = set(rows.nonzero().flatten().tolist())
 
+    def operator(self, uses: float) -> State:
+        """Return what the form's `apply` takes, made once for every change of the state.
+
+        Args:
+            uses: About how often it is applied until the next change.
+        """
+        # A tensor counts what is written to it, unless it is through `data` or NumPy, so nobody who
+        # changes the state has to tell.
+        if self.steps.is_inference():  # such tensors do not count
+            return self.form.prepare(self.state, uses)
+        now = [(x, x._version) for x in self.state.values()]
+        if self._prepared is not None:
+            for_uses, then, prepared = self._prepared
+            same = all(x is y and v == w for (x, v), (y, w) in zip(now, then, strict=True))
+            if same and uses == for_uses:
+                return prepared
+        return self.keep_operator(uses, self.form.prepare(self.state, uses))
+
+    def keep_operator(self, uses: float, prepared: State) -> State:
+        """Return what the form has prepared from the state as it is, and remember it."""
+        if not self.steps.is_inference():
+            self._prepared = (uses, [(x, x._version) for x in self.state.values()], prepared)
+        return prepared
+
     def entries(self) -> Iterator[tuple[Tensor, State]]:
         """Yield every unit's first parameter with the state of its rows, as views of the stacks.
 
@@ -79,9 +107,9 @@ class Block:
             The parameter and its state by name; a unit of one row has no axis for it.
         """
         named = {"step": self.steps, **self.extra, **self.state}
-        count = self.view.rows_per_unit
-        for i, unit in enumerate(self.view.units):
-            rows: int | slice = i if count == 1 else slice(i * count, (i + 1) * count)
+        ends = itertools.accumulate(self.view.counts)
+        for unit, count, end in zip(self.view.units, self.view.counts, ends, strict=True):
+            rows: int | slice = end - 1 if count == 1 else slice(end - count, end)
             yield unit[0], {self.view.prefix + name: x[rows] for name, x in named.items()}
 
     def units_with_gradient(self) -> list[int]:
@@ -128,16 +156,22 @@ class Block:
         if part._units is None:
             return
         rows = self._rows_of(part._units)
-        index = torch.tensor(rows, device=self.steps.device)
-        self.steps[index] = part.steps
+        self.steps[torch.tensor(rows, device=self.steps.device)] = part.steps
+        self.pending -= {row for i, row in enumerate(rows) if i not in part.pending}
+        self.write_fit_back(part)
+
+    def write_fit_back(self, part: "Block") -> None:
+        """Copy what a fit after `write_back` has changed in a selection back."""
+        if part._units is None:
+            return
+        index = torch.tensor(self._rows_of(part._units), device=self.steps.device)
         for mine, theirs in ((self.state, part.state), (self.extra, part.extra)):
             for name, x in theirs.items():
                 mine[name][index] = x
-        self.pending -= {row for i, row in enumerate(rows) if i not in part.pending}
 
     def _rows_of(self, units: list[int]) -> list[int]:
-        count = self.view.rows_per_unit
-        return [unit * count + i for unit in units for i in range(count)]
+        ends = list(itertools.accumulate(self.view.counts))
+        return [row for i in units for row in range(ends[i] - self.view.counts[i], ends[i])]
 
     def catch_up(self, decay: float) -> Tensor:
         """Bring the gradient average up to this step.
@@ -151,10 +185,37 @@ class Block:
         """
         return self.steps.clone()
 
+    def count(self, active: Mask) -> None:
+        """Tell the host whether all rows were active in a step."""
+        self._least_steps += active is None
+
+    def has_ramped(self, decay: float) -> bool:
+        """Whether the host knows that averages of every row with some decay are past their ramp."""
+        return self._least_steps * (1 - decay) > 1
+
     def gather_gradients(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""
-        stack = self.view.gather(_grad)
-        return stack.to(torch.promote_types(stack.dtype, torch.float32))
+        return lift(self.view.gather(_grad))
+
+    def gradient_rows(self) -> list[Tensor]:
+        """Return the gradients as rows (*shape) that are not stacked yet."""
+        return self.view.lay(_grad)
+
+    def empty_rows(self) -> Tensor:
+        """Return a tensor of the shape, dtype and device of the stacked gradients, not filled."""
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        shape = (self.view.rows, *self.view.shape)
+        return torch.empty(shape, dtype=dtype, device=self.steps.device)
+
+    @property
+    def is_selection(self) -> bool:
+        """Whether it is a copy of some rows, for one step."""
+        return self._units is not None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether all rows have started, and the next step will be of the same rows and shapes."""
+        return not self.pending and self._units is None
 
 
 def _grad(param: Tensor) -> Tensor | None:

@@ -1,12 +1,11 @@
 """Limits and scales of the preconditioned gradient, applied before the step is taken.
 
 An entry of an optimizer's `clip` is any per-step change of the preconditioned gradients: most
-are limits, `MatchRMS` is a scale. It changes a list of stacks (B, *shape) in place, so that it
-can look at all parameters at once. Several apply in the order given.
+are limits, `MatchRMS` is a scale. It changes a list of `Update`s in place, one for each stack of
+rows, so that it can look at all parameters at once. Several apply in the order given.
 """
 
 import abc
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
@@ -14,15 +13,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import abs_square, per_block
+from psgd_optim.updates import Update
 
 
 class Clip(abc.ABC):
     """One change of the preconditioned gradients, a limit or a scale."""
 
     @abc.abstractmethod
-    def clip_(self, updates: Sequence[Tensor]) -> None:
-        """Change the updates, one finite (B, *shape) per block, in place."""
+    def clip_(self, updates: Sequence[Update]) -> None:
+        """Change the updates, one per block and finite, in place."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,11 @@ class ClipRMS(Limit):
     Source: design formulas 8.1, apply.
     """
 
-    def clip_(self, updates: Sequence[Tensor]) -> None:
+    def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down every parameter whose root mean square is above the limit."""
         for update in updates:
-            rms = _rms(update)
-            update.mul_(per_block(_shrink(rms, self.limit), update))
+            if not update.surely_within(self.limit):
+                update.scale_(_shrink(update.rms(), self.limit))
 
 
 @final
@@ -65,13 +64,10 @@ class ClipRMS(Limit):
 class ClipElement(Limit):
     """Limits the modulus of each element."""
 
-    def clip_(self, updates: Sequence[Tensor]) -> None:
+    def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down every element above the limit, keeping its sign or phase."""
         for update in updates:
-            if update.is_complex():
-                update.mul_(_shrink(update.abs(), self.limit))
-            else:
-                update.clamp_(-self.limit, self.limit)
+            update.limit_(self.limit)
 
 
 @final
@@ -82,7 +78,7 @@ class ClipNorm(Limit):
     Source: S0 (14), S1 section 4.4.
     """
 
-    def clip_(self, updates: Sequence[Tensor]) -> None:
+    def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down all updates by the same factor when their joint norm is above the limit."""
         _clip_joint_(updates, self.limit)
 
@@ -97,9 +93,9 @@ class ClipJointRMS(Limit):
     Source: S1 section 4.4 and S0 (14) with a threshold that grows with the root of `n`.
     """
 
-    def clip_(self, updates: Sequence[Tensor]) -> None:
+    def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down all updates by the same factor when they are too large together."""
-        _clip_joint_(updates, self.limit * sum(update.numel() for update in updates) ** 0.5)
+        _clip_joint_(updates, self.limit * sum(update.rows.numel() for update in updates) ** 0.5)
 
 
 @final
@@ -129,39 +125,28 @@ class MatchRMS(Clip):
         if not self.target > 0:
             raise ValueError(f"MatchRMS got the target {self.target}; give a number above 0.")
 
-    def clip_(self, updates: Sequence[Tensor]) -> None:
+    def clip_(self, updates: Sequence[Update]) -> None:
         """Scale every parameter's update to the target, but for zero ones."""
         for update in updates:
-            update.div_(per_block(_peak(update), update))  # first to unit size: no overflow
-            rms = _rms(update)
-            factor = torch.where(rms > 0, self.target / rms, 0)
-            update.mul_(per_block(factor, update))
+            rms = update.rms()
+            # The factor of a subnormal update has no number of its own, but its root has.
+            root = torch.where(rms > 0, self.target**0.5 / rms.sqrt(), 0)
+            update.scale_(root)
+            update.scale_(root)
 
 
-def _peak(x: Tensor) -> Tensor:
-    """Return the largest modulus of each row, (B,), at least the smallest normal number."""
-    return x.abs().flatten(1).amax(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-
-
-def _clip_joint_(updates: Sequence[Tensor], limit: float) -> None:
+def _clip_joint_(updates: Sequence[Update], limit: float) -> None:
     """Scale down all updates by the same factor when their joint norm is above a limit."""
     if not updates:
         return
-    device = updates[0].device
-    # Relative to the largest entry, so that no square leaves the range of the dtype.
-    peaks = [p.to(device) for p in torch._foreach_norm(list(updates), math.inf)]
-    peak = torch.stack(peaks).amax().clamp(min=torch.finfo(peaks[0].dtype).tiny)
-    norms = [(update / peak.to(update.device)).norm().to(device) for update in updates]
+    device = updates[0].rows.device
+    norms = torch.cat([update.norms().to(device) for update in updates])
+    # Relative to the largest, so that no square leaves the range of the dtype.
+    peak = norms.amax().clamp(min=torch.finfo(norms.dtype).tiny)
     # The peak apart from the rest: their product may be too large where each of them is not.
-    factor = (limit / peak / torch.stack(norms).norm()).clamp(max=1.0)
+    factor = (limit / peak / (norms / peak).norm()).clamp(max=1.0)
     for update in updates:
-        update.mul_(factor.to(update.device))
-
-
-def _rms(x: Tensor) -> Tensor:
-    """Return the root mean square of each row, (B,), of any size that the dtype holds."""
-    peak = _peak(x)
-    return peak * abs_square(x / per_block(peak, x)).flatten(1).mean(dim=1).sqrt()
+        update.scale_(factor.to(update.rows.device))
 
 
 def _shrink(size: Tensor, limit: float) -> Tensor:

@@ -15,8 +15,10 @@ from psgd_optim.clipping import ClipElement, ClipRMS
 from psgd_optim.criteria import GradientWhitening, MomentumWhitening
 from psgd_optim.fitting import Fitting
 from psgd_optim.forms.kron import Kron
+from psgd_optim.geometry import Q0_5EQ1_5, QUAD
 from psgd_optim.optimizer import PSGD
 from psgd_optim.schedules import Anneal
+from psgd_optim.scope import Split
 from psgd_optim.types import InputError
 
 
@@ -46,6 +48,11 @@ class KronConfig:
     """Longest axis that gets a dense factor."""
     max_skew: float = 1.0
     """An axis gets a dense factor only if its squared size is at most this times the elements."""
+    block_size: int = 0
+    """Longest axis of the pieces that parameters are cut into, each with a preconditioner of its
+    own; 0 leaves them whole."""
+    geometry: Literal["Q0.5EQ1.5", "QUAD"] = "Q0.5EQ1.5"
+    """How a fit moves a dense factor; QUAD is cheaper where both sides are dense."""
     clip_rms: float = 1.1
     """Largest root mean square of one parameter's preconditioned gradient."""
     clip_element: float = 10.0
@@ -119,10 +126,12 @@ def build(
         return torch.optim.AdamW(
             groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True
         )
+    geometry = QUAD if config.geometry == "QUAD" else Q0_5EQ1_5
+    kron = Kron(max_size=config.max_size, max_skew=config.max_skew, geometry=geometry)
     return PSGD(
         groups,
         config.lr,
-        form=Kron(max_size=config.max_size, max_skew=config.max_skew),
+        form=Split(kron, config.block_size) if config.block_size else kron,
         criterion=MomentumWhitening() if config.whiten == "momentum" else GradientWhitening(),
         momentum=config.momentum,
         clip=(ClipRMS(config.clip_rms), ClipElement(config.clip_element)),

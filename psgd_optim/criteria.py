@@ -4,7 +4,7 @@ import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -12,15 +12,15 @@ from torch import Tensor
 from psgd_optim.averages import fold_in
 from psgd_optim.clipping import Clip, ClipElement, ClipJointRMS, ClipRMS
 from psgd_optim.curvature import Exact, PairSource
+from psgd_optim.linalg import Mask
 from psgd_optim.noise import normal_like
 from psgd_optim.types import Probe, State, expect
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """What one step knows of a block.
 
-    Args:
+    Attributes:
         grad: (B, *shape), the gradient.
         average: (B, *shape), its average; the gradient itself when there is none.
         steps: (B,), how many gradients each row had seen before; (B, I) where the parts of a row
@@ -74,23 +74,36 @@ class Criterion(abc.ABC):
         """Return the sample (B, *shape) whose size sets the initial scale of `Q`."""
 
     @abc.abstractmethod
+    def draw(self, like: Tensor, generator: torch.Generator, *, needs_v: bool) -> Tensor | None:
+        """Draw the random numbers of one sample.
+
+        Args:
+            like: Of the shape, dtype and device of the gradient.
+            generator: On that device.
+            needs_v: Whether the form must see a probe vector.
+
+        Returns:
+            Standard normal numbers like it, or `None` where the sample needs none.
+        """
+
+    @abc.abstractmethod
     def probe(
-        self, evidence: Evidence, memory: State, generator: torch.Generator, *, needs_v: bool
+        self, evidence: Evidence, memory: State, noise: Tensor | None, *, needs_v: bool
     ) -> Probe:
         """Return the sample to fit to.
 
         Args:
             evidence: What this step knows.
             memory: What was remembered, by name.
-            generator: For the noise, on the device of the gradient.
+            noise: What `draw` returned.
             needs_v: Whether the form must see a probe vector.
 
         Returns:
             The sample with its damping noise.
         """
 
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
-        """Update the memory, in place, of the rows where `active` (B,) is 1, not 0."""
+    def remember(self, evidence: Evidence, memory: State, active: Mask) -> None:
+        """Update the memory, in place, of the active rows."""
         return  # most criteria remember nothing
 
     @abc.abstractmethod
@@ -123,16 +136,18 @@ class Whitening(Criterion):
         """Return the gradient."""
         return evidence.grad
 
+    def draw(self, like: Tensor, generator: torch.Generator, *, needs_v: bool) -> Tensor | None:
+        """Draw the damping noise, which is also the probe where the form needs one."""
+        return normal_like(like, generator) if self.damping > 0 or needs_v else None
+
     def probe(
-        self, evidence: Evidence, memory: State, generator: torch.Generator, *, needs_v: bool
+        self, evidence: Evidence, memory: State, noise: Tensor | None, *, needs_v: bool
     ) -> Probe:
         """Return the sample with its damping noise, and the noise where the form needs a probe."""
         h = self.sample(evidence, memory)
-        if self.damping == 0 and not needs_v:
-            return Probe(h=h)
-        noise = normal_like(h, generator)
-        if self.damping > 0:
-            h = h + (self.damping + torch.finfo(h.dtype).eps * h.abs()) * noise
+        if noise is not None and self.damping > 0:
+            size = h.abs().mul_(torch.finfo(h.dtype).eps).add_(self.damping)
+            h = torch.addcmul(h, size, noise)
         return Probe(h=h, v=noise if needs_v else None)
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -230,7 +245,7 @@ class UnbiasedFisher(Whitening):
         mean = memory["mean_grad"]
         return evidence.grad - mean + mean / math.sqrt(self.batch_size)
 
-    def remember(self, evidence: Evidence, memory: State, active: Tensor) -> None:
+    def remember(self, evidence: Evidence, memory: State, active: Mask) -> None:
         """Average the gradient."""
         fold_in(memory["mean_grad"], evidence.grad, evidence.steps, active, self.decay)
 
@@ -282,13 +297,18 @@ class Newton(Criterion):
         """Return the Hessian-vector product, of a probe with unit variance."""
         return _pair(evidence)[1]
 
+    def draw(self, like: Tensor, generator: torch.Generator, *, needs_v: bool) -> Tensor | None:
+        """Draw the damping noise, unless the probe is to be it."""
+        return normal_like(like, generator) if self.damping > 0 and not self.traditional else None
+
     def probe(
-        self, evidence: Evidence, memory: State, generator: torch.Generator, *, needs_v: bool
+        self, evidence: Evidence, memory: State, noise: Tensor | None, *, needs_v: bool
     ) -> Probe:
         """Return the pair, damped; every form sees the probe."""
         v, h = _pair(evidence)
-        if self.damping > 0:
-            h = h + self.damping * (v if self.traditional else normal_like(h, generator))
+        added = v if self.traditional else noise
+        if self.damping > 0 and added is not None:
+            h = h + self.damping * added
         return Probe(h=h, v=v)
 
     def direction(self, apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

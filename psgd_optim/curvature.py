@@ -25,7 +25,7 @@ from psgd_optim.derivatives import (
     losses,
     products,
 )
-from psgd_optim.linalg import per_block
+from psgd_optim.linalg import Mask, keep_rows, per_block
 from psgd_optim.types import State
 
 Pairs = tuple[Probes, Mapping[Tensor, Tensor]]
@@ -55,8 +55,8 @@ class PairSource:
         """
         return None
 
-    def remember(self, param: Tensor, grad: Tensor, memory: State, active: Tensor) -> None:
-        """Update the memory, in place, of the rows where `active` (B,) is 1, not 0."""
+    def remember(self, param: Tensor, grad: Tensor, memory: State, active: Mask) -> None:
+        """Update the memory, in place, of the active rows."""
         return  # most sources remember nothing
 
 
@@ -217,11 +217,11 @@ class GradientDifference(PairSource):
         size = per_block(size, v)
         return v / size, h / size  # not finite, and so not used, where nothing moved
 
-    def remember(self, param: Tensor, grad: Tensor, memory: State, active: Tensor) -> None:
+    def remember(self, param: Tensor, grad: Tensor, memory: State, active: Mask) -> None:
         """Keep the parameters and their gradient."""
         for name, x in (("last_param", param), ("last_grad", grad)):
             held = memory[name]
-            held.copy_(torch.where(per_block(active > 0, held), x, held))
+            held.copy_(keep_rows(active, x, held))
 
 
 @final

@@ -64,10 +64,12 @@ class Decoupled(Decay):
         self, view: View, updates: Tensor, lr: float | Tensor, rate: float, memory: State
     ) -> None:
         """Shrink all parameters, then take the step."""
-        params, rows = view.pairs(updates.mul_(-lr))
+        # The factor of a sum has to be a number: with a tensor, the updates take it first.
+        factor = 1.0 if isinstance(lr, Tensor) else -lr
+        params, rows = view.pairs(updates.mul_(-lr) if isinstance(lr, Tensor) else updates)
         if rate != 0:
             torch._foreach_mul_(params, 1 - lr * rate)
-        torch._foreach_add_(params, rows)
+        torch._foreach_add_(params, rows, alpha=factor)
 
 
 @final

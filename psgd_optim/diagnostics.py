@@ -5,23 +5,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from psgd_optim.linalg import Mask
+from psgd_optim.updates import Update
 
-def step_metrics(updates: Sequence[Tensor], skipped: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the figures of one step.
 
-    Args:
-        updates: The clipped updates, one (B, *shape) per block.
-        skipped: How many rows of each block did not move, 0-D.
+class StepFigures:
+    """What a step leaves to be asked about, as it is; figures are made of it when asked."""
 
-    Returns:
-        0-D tensors by name; empty without updates.
-    """
-    if not updates:
-        return {}
-    device = updates[0].device
-    norms = [norm.to(device, torch.float32) for norm in torch._foreach_norm(list(updates))]
-    count = sum(u.numel() for u in updates)
-    return {
-        "update_rms": torch.stack(norms).norm() / count**0.5,
-        "skipped": torch.stack([s.to(device) for s in skipped]).sum(),
-    }
+    def __init__(self, updates: Sequence[Update], sound: Sequence[Mask]) -> None:
+        """Keep a few numbers for every row.
+
+        Args:
+            updates: The updates before they are clipped, one per block.
+            sound: Which rows of each block moved.
+        """
+        self._norms = [update.norms() for update in updates]
+        self._count = sum(update.rows.numel() for update in updates)
+        self._sound = sound
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the figures.
+
+        Returns:
+            0-D tensors by name; empty without updates.
+        """
+        if not self._norms:
+            return {}
+        device = self._norms[0].device
+        norms = torch.cat([norm.to(device, torch.float32) for norm in self._norms])
+        skipped = [(~mask).sum().to(device) for mask in self._sound if mask is not None]
+        none = torch.zeros((), dtype=torch.int64, device=device)
+        return {
+            "update_rms": norms.norm() / self._count**0.5,
+            "skipped": torch.stack(skipped).sum() if skipped else none,
+        }

@@ -1,14 +1,16 @@
 """Products of a tensor with one factor per axis, and where a geometry takes its curvature terms."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from psgd_optim.factors.base import Factor, SymmetricFactor
-from psgd_optim.factors.matrix import GENERAL
+from psgd_optim.factors.matrix import GENERAL, General
 from psgd_optim.geometry import Frame, Geometry
-from psgd_optim.group_gradient import FactorGradient
+from psgd_optim.group_gradient import FactorGradient, GramNorm, MatrixGradient, ThinGradient
+from psgd_optim.linalg import unfold
 from psgd_optim.step_size import MaxEntry, Normaliser
 from psgd_optim.types import Probe, expect
 
@@ -66,6 +68,37 @@ def as_matrix(geometry: Geometry, factor: Factor, q: Tensor) -> Tensor:
     return factor.matrix(q)
 
 
+def operators(
+    geometry: Geometry,
+    factors: Sequence[Factor],
+    qs: Sequence[Tensor],
+    shape: Sequence[int],
+    uses: float,
+) -> list[Tensor | None]:
+    """Return the factors of `P` by which `multiply` preconditions, one per axis.
+
+    Args:
+        geometry: Says whether the factors are those of `Q` or of `P`.
+        factors: One per axis.
+        qs: Their numbers, (B, ...) each.
+        shape: Of one tensor that they precondition.
+        uses: How many of them before the factors change.
+
+    Returns:
+        `None` where a product with `Q` and one with `Q^H` cost less.
+    """
+    elements = math.prod(shape)
+    return [_operator(geometry, *pair, elements, uses) for pair in zip(factors, qs, strict=True)]
+
+
+def _operator(
+    geometry: Geometry, factor: Factor, q: Tensor, elements: int, uses: float
+) -> Tensor | None:
+    if geometry.fits_p and isinstance(factor, SymmetricFactor):
+        return factor.hermitian(q)
+    return factor.square(q, elements, uses)
+
+
 def precondition(
     geometry: Geometry, factors: Sequence[Factor], qs: Sequence[Tensor], x: Tensor
 ) -> Tensor:
@@ -81,11 +114,17 @@ def precondition(
         A tensor of the shape of `x`.
     """
     for i, (factor, q) in enumerate(zip(factors, qs, strict=True)):
-        if geometry.fits_p and isinstance(factor, SymmetricFactor):
-            x = factor.multiply(factor.hermitian(q), x, i)
-        else:
-            x = factor.precondition(q, x, i)
+        x = precondition_axis(geometry, factor, q, x, i)
     return x
+
+
+def precondition_axis(
+    geometry: Geometry, factor: Factor, q: Tensor, x: Tensor, axis: int
+) -> Tensor:
+    """Return the product of one axis of a tensor with its factor of `P`."""
+    if geometry.fits_p and isinstance(factor, SymmetricFactor):
+        return factor.multiply(factor.hermitian(q), x, axis)
+    return factor.precondition(q, x, axis)
 
 
 def images(
@@ -111,6 +150,8 @@ def images(
     """
     h, v = probe.h.to(qs[0].dtype), None if probe.v is None else probe.v.to(qs[0].dtype)
     if geometry.frame is not Frame.LEFT:
+        if probe.image is not None:
+            return probe.image.to(h.dtype), v
         return precondition(geometry, factors, qs, h), v
     if v is None:
         raise ValueError(f"Geometry {geometry.name} got a sample without v; give Probe both.")
@@ -156,3 +197,64 @@ def factor_gradient(
     if geometry.frame is Frame.BOTH and isinstance(factor, SymmetricFactor):
         t1, t2 = factor.congruence(q, t1), factor.congruence(q, t2)
     return factor.gradient(t1, t2, start)
+
+
+def sample_gradients(
+    geometry: Geometry,
+    factors: Sequence[Factor],
+    qs: Sequence[Tensor],
+    probe: Probe,
+    starts: Sequence[Tensor | None],
+) -> list[FactorGradient]:
+    """Return the gradients of all factors from one sample.
+
+    Args:
+        geometry: Its frame says where the terms are taken.
+        factors: One per axis.
+        qs: Their numbers, in the dtype to compute in.
+        probe: The sample.
+        starts: The random rows of each axis, if any.
+    """
+    if geometry.frame is Frame.RIGHT and probe.v is None:
+        x, _ = images(geometry, factors, qs, probe)
+        norm = _shared_norm(factors, x, starts)
+        return [_mean_gradient(f, x, i, starts[i], norm) for i, f in enumerate(factors)]
+    terms = curvature_terms(geometry, factors, qs, probe)
+    parts = zip(factors, qs, terms, starts, strict=True)
+    return [factor_gradient(geometry, *part) for part in parts]
+
+
+def _shared_norm(
+    factors: Sequence[Factor], x: Tensor, starts: Sequence[Tensor | None]
+) -> tuple[int, Tensor, GramNorm] | None:
+    """Return the shorter axis of a matrix with two dense factors, its Gram matrix and the norm."""
+    if len(factors) != 2 or not all(isinstance(f, General) for f in factors):
+        return None
+    short = 0 if x.shape[1] < x.shape[2] else 1
+    start = starts[short]
+    if start is None:
+        raise ValueError("A dense factor's update needs the random rows that draw() makes.")
+    gram = factors[short].gram(x, short)
+    return short, gram, GramNorm(gram, start)
+
+
+def _mean_gradient(
+    factor: Factor,
+    x: Tensor,
+    axis: int,
+    start: Tensor | None,
+    shared: tuple[int, Tensor, GramNorm] | None,
+) -> FactorGradient:
+    """Return the gradient of one factor from `P h` alone, `v` being integrated out."""
+    n = x.shape[axis + 1]
+    columns = x[0].numel() // n
+    t = float(columns)
+    if not isinstance(factor, General) or start is None:
+        return factor.gradient(factor.gram(x, axis), t, start)
+    if shared is not None and axis == shared[0]:
+        return MatrixGradient(shared[1], t, start, shared[2])
+    if 2 * columns > n:  # two products with the columns cost more than one with their Gram matrix
+        return MatrixGradient(factor.gram(x, axis), t, start, shared and shared[2])
+    thin = unfold(x, axis)
+    norm = GramNorm(thin.mH @ thin, start[:, :, :columns]) if shared is None else shared[2]
+    return ThinGradient(thin, t, norm, start)

@@ -18,12 +18,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from psgd_optim.group_gradient import FactorGradient
-from psgd_optim.linalg import (
-    hermitian_part,
-    per_block,
-    rotate_onto_psd,
-    rotate_towards_psd,
-)
+from psgd_optim.linalg import per_block, rotate_onto_psd_, rotate_towards_psd_
 
 
 class Frame(enum.Enum):
@@ -44,9 +39,10 @@ class Geometry:
     Args:
         name: The name in summaries and messages.
         frame: Where the curvature terms are taken.
-        step: Maps the factor `q` (B, ...), its gradient and the step (B,) to the new `q`.
-        rotate: Maps a stepped matrix (B, n, n) and random rows (B, k, n) to one nearer to the
-            Hermitian cone; `None` where the step needs none. Diagonals are there already.
+        step: Maps the factor `q` (B, ...), its gradient and the step (B,) to a new tensor.
+        rotate: Turns a stepped matrix (B, n, n), in place, towards the Hermitian cone, with the
+            help of random rows (B, k, n); `None` where the step needs none. Diagonals are there
+            already.
         fits_p: Whether the stored factor is `P` itself.
     """
 
@@ -79,24 +75,22 @@ class Geometry:
 
 def _left(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- (I - step E) Q`."""
-    return q - per_block(step, q) * gradient.left(q)
+    return gradient.left(q).mul_(per_block(-step, q)).add_(q)
 
 
 def _right(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- Q (I - step E)`."""
-    return q - per_block(step, q) * gradient.right(q)
+    return gradient.right(q).mul_(per_block(-step, q)).add_(q)
 
 
 def _sandwich(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- M Q M` with `M = I - step E`; keeps `Q` Hermitian and positive definite."""
-    q = _right(_left(q, gradient, step), gradient, step)
-    # The Hermitian part takes away what rounding leaves; a diagonal is real.
-    return q if q.ndim == 2 else hermitian_part(q)
+    return gradient.sandwich(q, step)
 
 
 def _half_sandwich(q: Tensor, gradient: FactorGradient, step: Tensor) -> Tensor:
     """Take `Q <- M Q M` with `M = I - step E / 2`, a whole step to first order."""
-    return _sandwich(q, gradient, 0.5 * step)
+    return gradient.sandwich(q, 0.5 * step)
 
 
 EQ = Geometry(name="EQ", frame=Frame.LEFT, step=_left)
@@ -111,7 +105,7 @@ QEP = Geometry(name="QEP", frame=Frame.BOTH, step=_left)
 QEQ = Geometry(name="QEQ", frame=Frame.RIGHT, step=_right)
 """`dQ = Q E Q`. Source: design formulas 8.1."""
 
-Q0_5EQ1_5 = Geometry(name="Q0.5EQ1.5", frame=Frame.RIGHT, step=_left, rotate=rotate_towards_psd)
+Q0_5EQ1_5 = Geometry(name="Q0.5EQ1.5", frame=Frame.RIGHT, step=_left, rotate=rotate_towards_psd_)
 """`dQ = Q^0.5 E Q^1.5`, with `Q` kept near the positive semi-definite cone by small rotations.
 
 Inverse-free: an update is matrix products only. Source: design formulas 8.1."""
@@ -126,5 +120,5 @@ QUAD4P = Geometry(name="QUAD4P", frame=Frame.RIGHT, step=_sandwich, fits_p=True)
 
 `P` has the squared condition of `Q`, so it wants single precision. Source: design formulas 8.1."""
 
-PRO4P = Geometry(name="PRO4P", frame=Frame.RIGHT, step=_left, rotate=rotate_onto_psd, fits_p=True)
+PRO4P = Geometry(name="PRO4P", frame=Frame.RIGHT, step=_left, rotate=rotate_onto_psd_, fits_p=True)
 """As `Q0_5EQ1_5`, with `P` in the place of `Q`, rotated further. Source: design formulas 8.1."""

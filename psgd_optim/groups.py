@@ -39,17 +39,21 @@ class GroupParts:
     nesterov: bool
 
 
-def check_arguments(criterion: object, clip: object, fitting: object) -> None:
+def check_arguments(
+    criterion: object, clip: object, fitting: object, *, compiles: bool = False
+) -> None:
     """Refuse parts of the wrong type, such as classes in the place of their values.
 
     Args:
         criterion: The optimizer's.
         clip: Its clips, or `None` for the criterion's own.
         fitting: The optimizer's.
+        compiles: Whether its step is compiled.
 
     Raises:
         TypeError: If one is not what it should be.
-        ValueError: If the criterion's pairs need an initial scale that the fitting does not have.
+        ValueError: If a fit is to be in a graph and beside it, or the criterion's pairs need an
+            initial scale that the fitting does not have.
     """
     expect("PSGD", "criterion", criterion, Criterion, "one such as MomentumWhitening()")
     expect("PSGD", "fitting", fitting, Fitting, "Fitting(...)")
@@ -60,7 +64,17 @@ def check_arguments(criterion: object, clip: object, fitting: object) -> None:
             expect("PSGD", "a clip", one, Clip, "one such as ClipRMS(1.1)")
     if not isinstance(criterion, Criterion) or not isinstance(fitting, Fitting):
         return
+    if fitting.overlap and compiles:
+        raise ValueError(
+            "PSGD got Fitting(overlap=True) with compile=True, whose graph of a step has the fit "
+            "in it; leave one of them out."
+        )
     source = criterion.pairs
+    if source is not None and fitting.spread:
+        raise ValueError(
+            f"PSGD got Fitting(spread=True) with {type(criterion).__name__}, whose pairs of a step "
+            "serve all blocks; leave spread out."
+        )
     if source is not None and source.memory and fitting.init_scale is None:
         raise ValueError(
             f"PSGD got {type(source).__name__}, which has no pair in the first step, with "

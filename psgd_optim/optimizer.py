@@ -4,7 +4,6 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,14 +11,14 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from psgd_optim.averages import Nesterov
-from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.background import Background
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion, MomentumWhitening
 from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
 from psgd_optim.decay import Decay
-from psgd_optim.diagnostics import step_metrics
-from psgd_optim.fitting import Fitting
+from psgd_optim.diagnostics import StepFigures
+from psgd_optim.fitting import STRETCH, Fitting
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.kron import Kron
 from psgd_optim.groups import (
@@ -27,11 +26,12 @@ from psgd_optim.groups import (
     allocate_group,
     check_arguments,
     check_group,
-    check_unchanged,
     take_apart,
     told_names,
 )
+from psgd_optim.joint_step import Member, Moment, take_step
 from psgd_optim.noise import noise_generator, normal_like
+from psgd_optim.runners import Compiled, Eager, Runner
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import (
     CLOCK,
@@ -42,7 +42,7 @@ from psgd_optim.state_io import (
 from psgd_optim.store import BlockStore
 from psgd_optim.summary import check_memory, summarise
 
-_PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step")
+_PARTS = ("form", "criterion", "clip", "fitting", "_group_parts", "_seed", "_step", "_runner")
 _PROBES = -2  # the number of the probes' first random stream, counting down; blocks count from 0
 
 
@@ -70,6 +70,11 @@ class PSGD(torch.optim.Optimizer):
         clip: Limits and scales of the preconditioned gradient, applied in order; `None` takes the
             criterion's own.
         fitting: Step size, gate, order, start and seed of the preconditioner's fit.
+        compile: Run a step, up to clips and weight decay, as one graph of `torch.compile`, made
+            once for steps with and once for steps without a fit; equal but for rounding. Not
+            compiled are the first steps, until all parameters of a shape have had a gradient;
+            steps in which some of them have none; sparse gradients; criteria that need pairs. Not
+            part of the saved state.
 
     Raises:
         TypeError: If a part is not of its type.
@@ -94,17 +99,22 @@ class PSGD(torch.optim.Optimizer):
         weight_decay: float | Decay = 0.0,
         clip: Sequence[Clip] | None = None,
         fitting: Fitting = Fitting(),
+        compile: bool = False,  # noqa: A002 -- what torch calls it
     ) -> None:
-        check_arguments(criterion, clip, fitting)
+        check_arguments(criterion, clip, fitting, compiles=compile)
         self.form = form
         self.criterion = criterion
         self.clip = criterion.default_clip if clip is None else tuple(clip)
         self.fitting = fitting
+        self._runner: Runner = Compiled() if compile else Eager()
         self._group_parts: list[GroupParts] = []
         self._store = BlockStore(0)
         self._seed = fitting.seed
         self._step = 0
-        self._last: dict[str, Tensor] = {}
+        self._numbered: list[tuple[int, int, Block]] | None = None  # the store's, until it grows
+        self._uses: float | None = None  # of the stretch of steps that this one is in
+        self._last: StepFigures | None = None
+        self._background = Background()
         lr = criterion.default_lr if lr is None else lr
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -130,7 +140,8 @@ class PSGD(torch.optim.Optimizer):
         try:
             # One group alone while there is no limit: planning all of them each time is quadratic.
             limited = self.fitting.max_memory < math.inf
-            check_memory(self._plan(0 if limited else -1), self.fitting.max_memory)
+            plan = self._plan(0 if limited else -1)
+            check_memory(plan, self.fitting.max_memory, self.fitting.most_uses)
         except Exception:
             for kept in (self.param_groups, self._group_parts, self._store.groups):
                 kept.pop()
@@ -181,8 +192,7 @@ class PSGD(torch.optim.Optimizer):
                 sparse.
             ValueError: If the pair does not fit the parameters, or a schedule leaves its range.
         """
-        rate = self.fitting.rate(self._seed, self._step)
-        fits = bool(rate) or self._starts_next()
+        fits = self.fits_next
         pairs = self._given(pair, fits)
         loss = None
         if isinstance(self.criterion.pairs, LossSource):
@@ -195,10 +205,23 @@ class PSGD(torch.optim.Optimizer):
                     f"The closure left no gradient; {type(self.criterion).__name__} needs one that "
                     "calls backward()."
                 )
+        self._background.join()
         if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
             self._store.add(self._store.made(self._arranged, {}))
+            self._numbered = None
             self._show_state()
-        self._take_step(rate, pairs)
+        if self._uses is None or self._step % STRETCH == 0:
+            self._uses = self.fitting.uses(self._step)
+        moment = Moment(seed=self._seed, step=self._step, uses=self._uses, pairs=pairs)
+        self._last = take_step(
+            self._members(),
+            self.criterion,
+            self.fitting,
+            self.clip,
+            moment,
+            self._runner,
+            self._background,
+        )
         self._step += 1
         return loss
 
@@ -242,39 +265,14 @@ class PSGD(torch.optim.Optimizer):
             p.grad = found.grads.get(p)
         return found.loss, None if probes is None else (probes, found.products)
 
-    def _take_step(self, rate: float, pairs: Pairs | None) -> None:
-        """Precondition all gradients, clip them together, and move the parameters."""
-        done: list[tuple[dict[str, Any], Decay, Block, Block, Tensor]] = []
-        skipped: list[Tensor] = []
-        # All gradients are looked at before anything moves: one that is refused leaves no trace.
-        numbered = self._store.numbered(self._parameters())
-        work = [(*item, item[-1].units_with_gradient()) for item in numbered]
-        for number, index, block, units in work:
-            if not units:
-                continue
-            group, parts = self.param_groups[index], self._group_parts[index]
-            check_unchanged(group, block)
-            part = block.select(units)
-            device = block.steps.device
-            rules = StepRules(
-                criterion=self.criterion,
-                fitting=self.fitting,
-                rate=rate,
-                momentum=group["momentum"],
-                nesterov=parts.nesterov,
-                pairs=pairs,
-                generator=partial(noise_generator, device, self._seed, self._step, number),
-            )
-            update, sound = precondition(part, rules)
-            done.append((group, parts.decay, block, part, update))
-            skipped.append((~sound).sum())
-        updates = [update for *_, update in done]
-        for clip in self.clip:
-            clip.clip_(updates)
-        self._last = step_metrics(updates, skipped)
-        for group, decay, block, part, update in done:
-            decay.take_step(part.view, update, group["lr"], group["weight_decay"], part.extra)
-            block.write_back(part)
+    def _members(self) -> list[Member]:
+        """Return every block with its group."""
+        if self._numbered is None:
+            self._numbered = list(self._store.numbered(self._parameters()))
+        return [
+            Member(number, block, self.param_groups[index], self._group_parts[index])
+            for number, index, block in self._numbered
+        ]
 
     def _parameters(self) -> Iterator[Tensor]:
         return itertools.chain.from_iterable(group["params"] for group in self.param_groups)
@@ -297,7 +295,8 @@ class PSGD(torch.optim.Optimizer):
         ]
 
     def _show_state(self) -> None:
-        """Make `state` the rows of the stacks again, whoever replaced them."""
+        """Make `state` the rows of the stacks again, whoever replaced them, when it is at rest."""
+        self._background.join()
         rows = self._store.rows(list(self._parameters()))
         if rows:
             first = next(p for p in self._parameters() if p in rows)
@@ -320,6 +319,7 @@ class PSGD(torch.optim.Optimizer):
         Raises:
             ValueError: If it is of other groups, forms, shapes or dtypes.
         """
+        self._background.join()  # what is to be loaded may be views of what it writes
         held = self._store
         read: list[tuple[list[list[Block]], tuple[int, int]]] = []
 
@@ -355,7 +355,9 @@ class PSGD(torch.optim.Optimizer):
     def _restart(self, blocks: list[list[Block]], clock: tuple[int, int]) -> None:
         """Go on from these blocks."""
         self._seed, self._step = clock
-        self._last = {}
+        self._uses = None
+        self._numbered = None
+        self._last = None
         self._store = BlockStore(len(self.param_groups))
         self._store.add(blocks)
         self.state = defaultdict(dict)  # not cleared: a shallow copy may share the old one
@@ -371,6 +373,7 @@ class PSGD(torch.optim.Optimizer):
         # torch passes two entries after a load, which restarts from its own blocks; a copy or an
         # unpickled optimizer brings its parts, and its rows are no longer views of any stack.
         if "_group_parts" in state:
+            self._background = Background()
             self._store = BlockStore(len(self.param_groups))
             rows = dict(self.state)
             blocks = self._store.made(self._arranged, rows) if rows else self._store.groups
@@ -380,12 +383,13 @@ class PSGD(torch.optim.Optimizer):
         """Return figures of the last step as 0-dimensional tensors, without waiting for them.
 
         Returns:
-            `update_rms`, the root mean square of the clipped update before `lr`, and `skipped`,
+            `update_rms`, the root mean square of the preconditioned gradient before clips and `lr`,
+            which is about 1 where `P` whitens what it is applied to, and `skipped`,
             the number of rows that did not move because their gradient, or what the preconditioner
             made of it, was not finite. Empty before the first step.
         """
-        return dict(self._last)
+        return {} if self._last is None else self._last.metrics()
 
     def summary(self) -> str:
         """Return a table of what every shape gets and what it costs, without allocating it."""
-        return summarise(self._plan())
+        return summarise(self._plan(), self.fitting.most_uses)

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, SparseForm
-from psgd_optim.views import Joined, Pieces, Stacked, Touched, View, squeezed
+from psgd_optim.views import Box, Joined, Pieces, Stacked, Touched, View, squeezed
+
+MOST_STACKED = 1 << 22
+"""Numbers in one stack on a CPU, unless a single parameter has more.
+
+A larger one leaves the caches between any two operations of a step, and every new tensor of its
+size is fresh memory, whose page faults take longer than its arithmetic.
+"""
 
 Named = tuple[str, Tensor]
 """A parameter with its name, "" where the optimizer was given none."""
@@ -77,7 +84,7 @@ class PerTensor(Scope):
         if isinstance(self.form, SparseForm):
             return [(Touched(p), self.form) for p in chosen]
         groups = _grouped(chosen, lambda p: squeezed(p.shape))
-        return [(Stacked(group), self.form) for group in groups]
+        return [(Stacked(some), self.form) for group in groups for some in _portions(group)]
 
 
 @final
@@ -119,7 +126,8 @@ class Split(Scope):
     """Axes longer than a size are cut into equal pieces, and every piece is one tensor to the form.
 
     An axis of `n` gets `ceil(n / size)` pieces that differ in size by at most one, so that nothing
-    is padded, and the pieces of equally shaped parameters share a few stacks.
+    is padded. Pieces of one shape share a stack, whatever parameters they are from: where the size
+    divides most axes, a whole model is one or two stacks.
 
     Args:
         form: The form of every piece.
@@ -143,16 +151,24 @@ class Split(Scope):
         return f"Split({self.form.layout}, {self.size})"
 
     def arrange(self, params: Sequence[Named], wanted: Wanted = _any) -> Arrangement:
-        """Return a view for every shape of a parameter and shape of its pieces."""
+        """Return a view for every shape of a piece, whatever parameter it is from."""
         found: Arrangement = []
-        chosen = (p for _, p in params if wanted(p))
-        for group in _grouped(chosen, lambda p: squeezed(p.shape)):
-            boxes: dict[tuple[int, ...], list[tuple[slice, ...]]] = {}
-            cuts = (_cut(n, self.size) for n in squeezed(group[0].shape))
-            for box in itertools.product(*cuts):
-                boxes.setdefault(tuple(s.stop - s.start for s in box), []).append(box)
-            found += [(Pieces(group, same), self.form) for same in boxes.values()]
+        # A parameter's pieces of all shapes are in one portion, so that a resumed run stacks them
+        # as they were.
+        for some in _portions([p for _, p in params if wanted(p)]):
+            views: dict[Hashable, list[tuple[Tensor, list[Box]]]] = {}
+            for p in some:
+                for shape, boxes in self._boxes(p).items():
+                    views.setdefault((shape, p.dtype, p.device), []).append((p, boxes))
+            found += [(Pieces(pieces), self.form) for pieces in views.values()]
         return found
+
+    def _boxes(self, param: Tensor) -> dict[tuple[int, ...], list[Box]]:
+        """Return the boxes of a parameter by shape."""
+        boxes: dict[tuple[int, ...], list[Box]] = {}
+        for box in itertools.product(*(_cut(n, self.size) for n in squeezed(param.shape))):
+            boxes.setdefault(tuple(s.stop - s.start for s in box), []).append(box)
+        return boxes
 
 
 @final
@@ -280,6 +296,19 @@ def _grouped(params: Iterable[Tensor], key: Callable[[Tensor], Hashable]) -> lis
     for p in params:
         groups.setdefault((key(p), p.dtype, p.device), []).append(p)
     return list(groups.values())
+
+
+def _portions(params: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Return parameters in portions that a stack should hold: on a CPU, what its caches hold."""
+    portions: list[list[Tensor]] = []
+    size = 0
+    for p in params:
+        if not portions or (p.device.type == "cpu" and size + p.numel() > MOST_STACKED):
+            portions.append([])
+            size = 0
+        portions[-1].append(p)
+        size += p.numel()
+    return portions
 
 
 def _cut(n: int, size: int) -> list[slice]:

@@ -128,6 +128,11 @@ class _TouchedBlock(Block):
         self.extra["row_step"] = after
         return after
 
+    @property
+    def is_steady(self) -> bool:
+        """Return no: every step touches other rows."""
+        return False
+
     def commit(self) -> None:
         """Write the rows into the parameter and the whole block; all others keep their bits."""
         if isinstance(self.view, Touched):
@@ -150,4 +155,5 @@ def _touched(param: Tensor) -> tuple[Tensor, Tensor]:
     if grad.layout == torch.strided:
         return torch.arange(len(param), device=param.device), grad
     grad = grad.coalesce()
-    return grad.indices()[0], grad.values()
+    # A copy, because a fit may read it after the gradient has gone on to something else.
+    return grad.indices()[0].clone(), grad.values()

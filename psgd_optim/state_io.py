@@ -16,7 +16,8 @@ CLOCK = "clock"
 """State entry of the first parameter: (2,) int64 on the CPU, the random seed and the step."""
 
 STACK = "stack"
-"""State entry of every row: 0-D int64 on the CPU, which parameter comes first in its stack."""
+"""State entry of every row: 0-D int64 on the CPU, the first of the parameters that it was arranged
+with."""
 
 
 def saved_rows(
@@ -95,7 +96,7 @@ def saved_stacks(saved: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[Tensor, i
         saved: From `saved_rows`.
 
     Returns:
-        The place of the stack's first parameter, where the state has one.
+        The place of the first parameter that it was arranged with, where the state has one.
     """
     return {p: int(state[STACK]) for p, state in saved.items() if STACK in state}
 

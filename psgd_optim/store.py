@@ -18,7 +18,7 @@ Arrange = Callable[[Callable[[Tensor], bool]], Blocks]
 """Makes fresh blocks, by group, for the parameters that it is told."""
 
 
-_PLACE_SHIFT = 20
+PLACE_SHIFT = 20
 """A block's number is the place of its first parameter, shifted by this, and a count."""
 
 
@@ -65,7 +65,7 @@ class BlockStore:
         for index, blocks in enumerate(self.groups):
             for block in blocks:
                 place = min(places[unit[0]] for unit in block.view.units)
-                yield (place << _PLACE_SHIFT) + seen[place], index, block
+                yield (place << PLACE_SHIFT) + seen[place], index, block
                 seen[place] += 1
 
     def rows(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
@@ -75,11 +75,28 @@ class BlockStore:
             params: The optimizer's parameters, in the order of its groups.
         """
         rows: dict[Tensor, dict[str, Any]] = {}
-        for number, _, block in self.numbered(params):
-            place = torch.tensor(number >> _PLACE_SHIFT)
+        together = self._arranged_together(params)
+        for _, _, block in self.numbered(params):
             for param, row in block.entries():
-                rows.setdefault(param, {STACK: place}).update(row)
+                rows.setdefault(param, {STACK: torch.tensor(together[param])}).update(row)
         return rows
+
+    def _arranged_together(self, params: Sequence[Tensor]) -> dict[Tensor, int]:
+        """Return a place for every parameter, the same for those that stacks connect.
+
+        Pieces of two shapes of one parameter are in two stacks, each with pieces of others: all of
+        them have to be arranged together again.
+        """
+        places = {p: place for place, p in enumerate(params)}
+        blocks = [block.view.params for block in self]
+        changed = True
+        while changed:
+            changed = False
+            for members in blocks:
+                least = min(places[p] for p in members)
+                changed |= any(places[p] != least for p in members)
+                places.update(dict.fromkeys(members, least))
+        return places
 
     def made(self, arrange: Arrange, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> Blocks:
         """Return blocks, by group, for the parameters that need one and have none yet.

@@ -53,7 +53,9 @@ class Probe:
             Hessian-vector product.
         v: (B, *shape), the probe that `h` is the image of, or `None` when `h` does not depend
             on it, in which case the form integrates a standard normal `v` out.
+        image: (B, *shape), `P h` where it is known already: it saves a form the products.
     """
 
     h: Tensor
     v: Tensor | None = None
+    image: Tensor | None = None

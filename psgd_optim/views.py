@@ -29,14 +29,14 @@ class View(abc.ABC):
 
     Attributes:
         shape: The shape of a row.
-        units: The parameters of every unit, each with the same number of rows.
-        rows_per_unit: That number.
+        units: The parameters of every unit.
+        counts: How many rows every unit has.
         prefix: Before the names of state entries, where a parameter is in several views.
     """
 
     shape: tuple[int, ...]
     units: list[list[Tensor]]
-    rows_per_unit: int
+    counts: list[int]
     prefix: str
 
     @abc.abstractmethod
@@ -44,8 +44,12 @@ class View(abc.ABC):
         """Return the view of some units."""
 
     @abc.abstractmethod
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return the rows (*shape) of what `source` maps the parameters to, not stacked."""
+
     def gather(self, source: Source) -> Tensor:
         """Return a new stack (B, *shape) of what `source` maps the parameters to."""
+        return torch.stack(self.lay(source))
 
     @abc.abstractmethod
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -59,7 +63,7 @@ class View(abc.ABC):
     @property
     def rows(self) -> int:
         """The number of rows, B."""
-        return len(self.units) * self.rows_per_unit
+        return sum(self.counts)
 
     @property
     def like(self) -> Tensor:
@@ -75,16 +79,16 @@ class Stacked(View):
         """Lay out parameters of one squeezed shape, dtype and device."""
         self.shape = squeezed(params[0].shape)
         self.units = [[p] for p in params]
-        self.rows_per_unit = 1
+        self.counts = [1] * len(params)
         self.prefix = ""
 
     def only(self, units: Sequence[int]) -> View:
         """Return the view of some parameters."""
         return Stacked([self.units[i][0] for i in units])
 
-    def gather(self, source: Source) -> Tensor:
-        """Return the tensors, stacked."""
-        return torch.stack([_or_zeros(source, p).reshape(self.shape) for p in self.params])
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return the tensors, squeezed."""
+        return [_or_zeros(source, p).reshape(self.shape) for p in self.params]
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parameters and their rows."""
@@ -101,16 +105,20 @@ class Joined(View):
         """Lay out parameters of one dtype and device."""
         self.shape = (sum(p.numel() for p in params),)
         self.units = [list(params)]
-        self.rows_per_unit = 1
+        self.counts = [1]
         self.prefix = ""
 
     def only(self, units: Sequence[int]) -> View:
         """Return this view: there is one unit."""
         return self
 
-    def gather(self, source: Source) -> Tensor:
+    def lay(self, source: Source) -> list[Tensor]:
         """Return the tensors as one row; a parameter without one counts as zero."""
-        return torch.cat([_or_zeros(source, p).flatten() for p in self.params]).unsqueeze(0)
+        return [torch.cat([_or_zeros(source, p).flatten() for p in self.params])]
+
+    def gather(self, source: Source) -> Tensor:
+        """Return this row as a stack, without one more copy."""
+        return self.lay(source)[0].unsqueeze(0)
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parameters that have a gradient, and their parts of the row."""
@@ -120,38 +128,75 @@ class Joined(View):
         return [p for p, _ in found], [x for _, x in found]
 
 
+Box = tuple[slice, ...]
+"""A part of a parameter, a slice for every axis of more than one element."""
+
+
 @final
 class Pieces(View):
-    """Every parameter is cut into rows of one shape: some of the boxes of a grid."""
+    """Parameters of any shapes are cut into rows of one shape: some of the boxes of their grids."""
 
-    def __init__(self, params: Sequence[Tensor], boxes: Sequence[tuple[slice, ...]]) -> None:
-        """Lay out the same boxes of parameters of one shape, dtype and device.
+    def __init__(self, pieces: Sequence[tuple[Tensor, Sequence[Box]]]) -> None:
+        """Lay out boxes of one shape.
 
         Args:
-            params: The parameters.
-            boxes: Slices of one size, a tuple with one for every axis of more than one element.
+            pieces: Parameters of one dtype and device, each with its boxes.
         """
-        self._boxes = list(boxes)
-        self._whole = squeezed(params[0].shape)
-        self.shape = tuple(s.stop - s.start for s in boxes[0])
-        self.units = [[p] for p in params]
-        self.rows_per_unit = len(self._boxes)
+        self._pieces = [(p, list(boxes)) for p, boxes in pieces]
+        self.shape = tuple(s.stop - s.start for s in self._pieces[0][1][0])
+        self.units = [[p] for p, _ in self._pieces]
+        self.counts = [len(boxes) for _, boxes in self._pieces]
         self.prefix = "x".join(map(str, self.shape)) + "/"
 
     def only(self, units: Sequence[int]) -> View:
-        """Return the view of the same boxes of some parameters."""
-        return Pieces([self.units[i][0] for i in units], self._boxes)
+        """Return the view of the boxes of some parameters."""
+        return Pieces([self._pieces[i] for i in units])
+
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return the boxes of all tensors, as views of them."""
+        return [
+            whole[box]
+            for p, boxes in self._pieces
+            for whole in [_or_zeros(source, p).reshape(squeezed(p.shape))]
+            for box in boxes
+        ]
 
     def gather(self, source: Source) -> Tensor:
         """Return the boxes of all tensors, stacked."""
-        wholes = [_or_zeros(source, p).reshape(self._whole) for p in self.params]
-        return torch.stack([whole[box] for whole in wholes for box in self._boxes])
+        tensors = [_or_zeros(source, p) for p, _ in self._pieces]
+        stack = tensors[0].new_empty(self.rows, *self.shape)
+        views, rows = self._aligned(tensors, stack)
+        torch._foreach_copy_(rows, views)
+        return stack
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the boxes as views of the parameters, and their rows."""
-        wholes = [p.squeeze() if p.numel() > 1 else p.reshape(1) for p in self.params]
-        boxes = [whole[box] for whole in wholes for box in self._boxes]
-        return boxes, list(stack.unbind())
+        """Return views of the parameters' boxes, and of their rows."""
+        return self._aligned(self.params, stack)
+
+    def _aligned(
+        self, tensors: Sequence[Tensor], stack: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return views of the boxes of tensors, and views of their rows of the same shapes.
+
+        All boxes of a tensor are one view, if they are a grid of equal ones that fills it.
+        """
+        views: list[Tensor] = []
+        rows: list[Tensor] = []
+        parts = torch.split(stack, self.counts)
+        for x, (_, boxes), part in zip(tensors, self._pieces, parts, strict=True):
+            whole = x.squeeze() if x.numel() > 1 else x.reshape(1)
+            if part.numel() < whole.numel():
+                views += [whole[box] for box in boxes]
+                rows += part.unbind()
+                continue
+            counts = [n // size for n, size in zip(whole.shape, self.shape, strict=True)]
+            for axis, (count, size) in enumerate(zip(counts, self.shape, strict=True)):
+                at = 2 * axis  # the axes before have become two
+                whole = whole.view(*whole.shape[:at], count, size, *whole.shape[at + 1 :])
+            axes = range(whole.ndim)
+            views.append(whole.permute(*axes[::2], *axes[1::2]))  # (*counts, *shape)
+            rows.append(part.view(*counts, *self.shape))
+        return views, rows
 
 
 @final
@@ -165,7 +210,7 @@ class Touched(View):
         """Lay out the rows of a matrix (I, D) that an index (t,) names, or all of them."""
         self.shape = tuple(param.shape) if index is None else (len(index), *param.shape[1:])
         self.units = [[param]]
-        self.rows_per_unit = 1
+        self.counts = [1]
         self.prefix = ""
         self._index = index
         self._moved: Tensor | None = None
@@ -174,9 +219,13 @@ class Touched(View):
         """Return this view: there is one unit."""
         return self
 
+    def lay(self, source: Source) -> list[Tensor]:
+        """Return copies of the rows of a dense tensor, (t, D)."""
+        return [self._rows(_or_zeros(source, self.like))]
+
     def gather(self, source: Source) -> Tensor:
-        """Return copies of the rows of a dense tensor, (1, t, D)."""
-        return self._rows(_or_zeros(source, self.like)).unsqueeze(0)
+        """Return them as a stack, without one more copy."""
+        return self.lay(source)[0].unsqueeze(0)
 
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return copies of the rows, and the stack's one row."""

@@ -164,6 +164,8 @@ def random_spd(n: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor
     return x @ x.mH / (2 * n) + 0.1 * torch.eye(n, dtype=dtype)
 
 
-def exact_norm(a: Tensor, start: Tensor) -> Tensor:
+def exact_norm(
+    a: Tensor, start: Tensor, peak: Tensor | None = None, pairs: int | None = None
+) -> Tensor:
     """Stand in for the estimated norm of a stack of matrices."""
     return torch.linalg.matrix_norm(a, 2)

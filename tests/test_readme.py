@@ -20,6 +20,7 @@ SHORT = {
     "compare": SHORT_GPT,
     "sample_lm": "--tokens 5",
     "compare_forms": "--problems memory --candidates Diagonal --steps 2 --repeats 1",
+    "bench_step": "--models mlp-64 --contenders adamw-fused psgd-long-diagonal --warmup 1",
     "train_rl": "--total-steps 256 --num-envs 2 --rollout-steps 64 --eval-episodes 2",
 }
 

@@ -45,8 +45,21 @@ class Factor(abc.ABC):
     def solve_adjoint(self, q: Tensor, x: Tensor, axis: int) -> Tensor:
         """Return `x ×_axis Q^-H`; not finite where `Q` is singular."""
 
+    def square(self, q: Tensor, elements: int, uses: float) -> Tensor | None:
+        """Return `Q^H Q` in the layout of `multiply`, or `None` where two products cost less.
+
+        Args:
+            q: The numbers of `Q`.
+            elements: Of one tensor that it multiplies.
+            uses: How many tensors it multiplies before `Q` changes.
+        """
+        return None
+
     def precondition(self, q: Tensor, x: Tensor, axis: int) -> Tensor:
         """Return `x ×_axis Q^H Q`."""
+        p = self.square(q, x[0].numel(), 1.0)
+        if p is not None:
+            return self.multiply(p, x, axis)
         return self.multiply_adjoint(q, self.multiply(q, x, axis), axis)
 
     @abc.abstractmethod

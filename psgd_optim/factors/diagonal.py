@@ -42,9 +42,9 @@ class Diagonal(SymmetricFactor):
         """Return `x` divided along an axis by conj(q)."""
         return linalg.mode_scale(q.conj().reciprocal(), x, axis)
 
-    def precondition(self, q: Tensor, x: Tensor, axis: int) -> Tensor:
-        """Return `x` scaled along an axis by |q|^2."""
-        return linalg.mode_scale(linalg.abs_square(q), x, axis)
+    def square(self, q: Tensor, elements: int, uses: float) -> Tensor | None:
+        """Return |q|^2."""
+        return linalg.abs_square(q)
 
     def gram(self, x: Tensor, axis: int) -> Tensor:
         """Return the diagonal of the Gram matrix, (B, n), real."""

@@ -41,12 +41,9 @@ class MatrixFactor(Factor):
         """Return `x ×_axis Q^H`."""
         return linalg.mode_product(q.mH, x, axis)
 
-    def precondition(self, q: Tensor, x: Tensor, axis: int) -> Tensor:
-        """Return `x ×_axis Q^H Q`, through `Q^H Q` where that costs fewer products."""
-        n = q.shape[-1]
-        if x[0].numel() > n * n:
-            return linalg.mode_product(q.mH @ q, x, axis)
-        return super().precondition(q, x, axis)
+    def square(self, q: Tensor, elements: int, uses: float) -> Tensor | None:
+        """Return `Q^H Q` where it saves more than its n^3 products cost."""
+        return q.mH @ q if q.shape[-1] ** 2 <= uses * elements else None
 
     def gram(self, x: Tensor, axis: int) -> Tensor:
         """Return the Gram matrix, (B, n, n)."""

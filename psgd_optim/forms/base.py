@@ -17,8 +17,10 @@ from psgd_optim.types import Probe, State, expect
 class Preconditioner(abc.ABC):
     """A family of preconditioners `P = Q^H Q`; concrete forms are final frozen dataclasses.
 
-    `update` and `apply` take no random numbers and no branch that depends on a tensor's values:
+    `update` and `apply` take no random numbers and no result of theirs depends on a branch:
     randomness comes in through `draw`, so that an update can be repeated, compiled and captured.
+    What an update writes to a state in half precision goes through `rounding.write_`, which rounds
+    stochastically: steps below the last bit add up.
     """
 
     name: ClassVar[str]
@@ -55,7 +57,8 @@ class Preconditioner(abc.ABC):
             generator: On the device of the state.
 
         Returns:
-            Named tensors with a leading block axis; empty when the form needs none.
+            Named tensors with a leading block axis, those of `rounding.draw_bits` among them; empty
+            when the form needs none.
         """
 
     @abc.abstractmethod
@@ -70,12 +73,29 @@ class Preconditioner(abc.ABC):
                 `P`, but for rounding and small rotations of `Q`.
         """
 
+    def prepare(self, state: State, uses: float) -> State:
+        """Return what `apply` takes in the place of the state until that changes.
+
+        Args:
+            state: The state.
+            uses: About how often, the sample of the next update included.
+
+        Returns:
+            Tensors with a leading block axis; the state itself where nothing saves work.
+        """
+        return state
+
+    @property
+    def wants_image(self) -> bool:
+        """Whether `update` computes `P h` where the probe does not bring it."""
+        return False
+
     @abc.abstractmethod
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `P x`.
 
         Args:
-            state: The state.
+            state: The state, or what `prepare` made of it.
             x: (B, *shape).
 
         Returns:

@@ -12,6 +12,7 @@ from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import TRIANGULAR
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.linalg import lift, per_block
+from psgd_optim.rounding import draw_bits, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
@@ -35,6 +36,7 @@ class BlockTriangular(Preconditioner):
         normaliser: What divides the step sizes: `LipschitzEMA` each by a bound of its own, the
             others all by one size, the largest of a block.
         dtype: The dtype of the blocks; `None` is the parameters' dtype, at least single precision.
+            Half precision is rounded stochastically.
 
     Raises:
         ValueError: If there is not one split between any two kinds, in order.
@@ -97,8 +99,8 @@ class BlockTriangular(Preconditioner):
         return {**state, "l": bound[:, None].repeat(1, 2 * len(plan) - 1)}
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Return nothing: an update needs no random numbers."""
-        return {}
+        """Draw the bits that round a state in half precision; an update needs no others."""
+        return draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Take `Q <- (I - E) Q`; keeps every diagonal block invertible for rates below 1.
@@ -109,7 +111,7 @@ class BlockTriangular(Preconditioner):
         Args:
             state: The state to change.
             probe: The sample, with a probe `v`.
-            draws: Unused.
+            draws: What `draw` returned.
             rate: Step size, a number or (B,).
 
         Raises:
@@ -126,7 +128,8 @@ class BlockTriangular(Preconditioner):
         # A sample too large for its square says nothing: its row stays as it is.
         safe = bound.isfinite().all(dim=1)
         for name, new in q.moved(gradient, steps, a, b).items():
-            state[name].copy_(torch.where(per_block(safe, new), new, state[name].to(h.dtype)))
+            kept = torch.where(per_block(safe, new), new, state[name].to(h.dtype))
+            write_(state, name, kept, draws)
         state["l"].copy_(torch.where(safe[:, None], bound, state["l"]))
 
     def _blocks(self, state: State, x: Tensor) -> tuple[BlockMatrix, Tensor]:

@@ -1,5 +1,6 @@
 """The dense form: one matrix for a whole parameter, the richest and largest."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -10,7 +11,8 @@ from psgd_optim.factors.matrix import GENERAL, MatrixFactor
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.frames import as_matrix, check_factors, images, precondition
 from psgd_optim.geometry import QUAD, Frame, Geometry
-from psgd_optim.linalg import finite_rows, lift, per_block
+from psgd_optim.linalg import both, finite_rows, keep_rows, known, lift
+from psgd_optim.rounding import draw_bits, is_half, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
@@ -30,7 +32,8 @@ class Dense(Preconditioner):
         factor: `GENERAL`, or `TRIANGULAR` with geometry EQ.
         normaliser: What divides the step size; `MaxEntry` with a triangle only.
         dtype: The dtype of `q`, e.g. `torch.bfloat16`; `None` is the parameters' dtype, at least
-            single precision. Updates compute in single precision or better.
+            single precision. Updates compute in single precision or better, and round half
+            precision stochastically.
 
     Raises:
         ValueError: If the geometry does not keep the factor's pattern, or needs a finer dtype; if
@@ -69,12 +72,13 @@ class Dense(Preconditioner):
         return {"q": self.factor.init(n, own), "l": torch.zeros_like(lift(own.real))}
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Draw the rows that the norm of a rotation is estimated from, where there is one."""
-        if self.geometry.rotate is None:
-            return {}
-        rows = 128 if state["q"].dtype in (torch.bfloat16, torch.float16) else 32
-        start = self.factor.start(state["q"], rows, generator)
-        return {} if start is None else {"start": start}
+        """Draw the rows that the norm of a rotation starts from, and bits for rounding."""
+        draws: State = {}
+        if self.geometry.rotate is not None:
+            rows = 128 if is_half(state["q"].dtype) else 32
+            start = self.factor.start(state["q"], rows, generator)
+            draws = {} if start is None else {"start": start}
+        return draws | draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Fit `Q` to one sample; keeps det(Q) > 0 for rates below 1."""
@@ -89,9 +93,9 @@ class Dense(Preconditioner):
         bound = self.normaliser.grow(state["l"], gradient)
         moved = self.geometry.move(q, gradient, rate / bound, draws.get("start"))
         # A sample too large for its square, or for its product with Q, says nothing: its row stays.
-        safe = bound.isfinite() & finite_rows(moved)
-        state["q"].copy_(torch.where(per_block(safe, q), moved, q))
-        state["l"].copy_(torch.where(safe, bound, state["l"]))
+        safe = both(known(bound < math.inf), finite_rows(moved))
+        write_(state, "q", keep_rows(safe, moved, q), draws)
+        state["l"].copy_(keep_rows(safe, bound, state["l"]))
 
     def _computed(self, state: State, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `Q` and flattened `x` in the dtype to compute in."""

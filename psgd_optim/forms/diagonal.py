@@ -9,6 +9,7 @@ from torch import Tensor
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import GroupGradient, VectorGradient
 from psgd_optim.linalg import abs_square, lift, per_block
+from psgd_optim.rounding import draw_bits, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
@@ -28,6 +29,7 @@ class Diagonal(Preconditioner):
         normaliser: What divides the step size. Element-wise, `MaxEntry()` gives the sign rule
             `q (1 - rate sign(a^2 - b^2))`, and `LipschitzEMA(beta=0)` divides by `a^2 + b^2`.
         dtype: The dtype of `q`; `None` is the parameters' real dtype, at least single precision.
+            Half precision is rounded stochastically.
 
     Source: the group rule of S0 (12), algorithms 4.3, with `E[v^2] = 1` put in where the probe is
     integrated out. Deviation: element-wise steps, and division by a Lipschitz bound, are the
@@ -62,15 +64,15 @@ class Diagonal(Preconditioner):
         return {"q": q, "l": torch.zeros_like(lift(q if self.elementwise else scale))}
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Return nothing: an update needs no random numbers."""
-        return {}
+        """Draw the bits that round a state in half precision; an update needs no others."""
+        return draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Take `q <- q (1 - rate / L (a^2 - b^2))` with `a = q h`, `b = v / q`; keeps q > 0."""
         q = lift(state["q"])
         t1 = abs_square(q * probe.h)
         t2 = q.square().reciprocal() if probe.v is None else abs_square(probe.v / q)
-        _descend(state, self.normaliser, t1, t2, rate)
+        _descend(state, self.normaliser, (t1, t2), draws, rate)
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `q^2 x`."""
@@ -100,6 +102,7 @@ class Scalar(Preconditioner):
     Args:
         normaliser: What divides the step size.
         dtype: The dtype of `q`; `None` is the parameters' real dtype, at least single precision.
+            Half precision is rounded stochastically.
 
     Source: the scalar rule of algorithms 4.13: `q` moves along `|a|^2 - |b|^2`, with
     `E[|v|^2] = N` put in where the probe is integrated out. Deviation: a Lipschitz bound divides
@@ -135,8 +138,8 @@ class Scalar(Preconditioner):
         }
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Return nothing: an update needs no random numbers."""
-        return {}
+        """Draw the bits that round a state in half precision; an update needs no others."""
+        return draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Take `q <- q (1 - rate / L (|a|^2 - |b|^2))` with `a = q h`, `b = v / q`; keeps q > 0."""
@@ -146,7 +149,7 @@ class Scalar(Preconditioner):
             t2 = h.shape[1] / q.square()
         else:
             t2 = abs_square(probe.v.flatten(1) / q).sum(dim=1, keepdim=True)
-        _descend(state, self.normaliser, t1, t2, rate)
+        _descend(state, self.normaliser, (t1, t2), draws, rate)
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `q^2 x`."""
@@ -197,18 +200,22 @@ class _Elements(GroupGradient):
 
 
 def _descend(
-    state: State, normaliser: Normaliser, t1: Tensor, t2: Tensor, rate: Tensor | float
+    state: State,
+    normaliser: Normaliser,
+    terms: tuple[Tensor, Tensor],
+    draws: State,
+    rate: Tensor | float,
 ) -> None:
     """Take `q <- q (1 - rate / L (t1 - t2))` in place, with as many steps as `l` has numbers.
 
     Args:
         state: `q`, (B, ...), and `l`, (B,) or of the shape of `q`.
         normaliser: What divides the step size.
-        t1: Of the shape of `q`, real.
-        t2: Like `t1`.
+        terms: `t1` and `t2`, of the shape of `q`, real.
+        draws: With the bits for rounding.
         rate: Step size, a number or (B,).
     """
-    q, old = lift(state["q"]), state["l"]
+    (t1, t2), q, old = terms, lift(state["q"]), state["l"]
     gradient: GroupGradient = _Elements(t1, t2) if old.ndim == q.ndim else VectorGradient(t1, t2)
     bound = normaliser.grow(old, gradient)
     # A sample too large for its square says nothing: what it should have moved stays as it is.
@@ -217,4 +224,4 @@ def _descend(
     if bound.ndim < q.ndim:
         bound, safe = per_block(bound, q), per_block(safe, q)
     step = (per_block(rate, q) if isinstance(rate, Tensor) and rate.ndim else rate) / bound
-    state["q"].copy_(torch.where(safe, q * (1 - step * (t1 - t2)), q))
+    write_(state, "q", torch.where(safe, q * (1 - step * (t1 - t2)), q), draws)

@@ -1,6 +1,7 @@
 """The Kronecker form: one small factor per axis of a tensor of any order."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -12,15 +13,27 @@ from psgd_optim.axis_plan import Plan, SizePlan, plan_by_size
 from psgd_optim.factors.base import Factor
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.frames import (
-    Terms,
     as_matrix,
     check_factors,
-    curvature_terms,
-    factor_gradient,
-    precondition,
+    operators,
+    precondition_axis,
+    sample_gradients,
 )
 from psgd_optim.geometry import Q0_5EQ1_5, Frame, Geometry
-from psgd_optim.linalg import finite_rows, lift, per_block
+from psgd_optim.group_gradient import FactorGradient
+from psgd_optim.linalg import (
+    Mask,
+    both,
+    cast,
+    finite_rows,
+    keep_rows,
+    known,
+    lift,
+    per_block,
+    row_peaks,
+    surely,
+)
+from psgd_optim.rounding import draw_bits, is_half, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
 
@@ -43,8 +56,9 @@ class Kron(Preconditioner):
         normaliser: What divides the step size. `MaxEntry` is for plans without full matrices, whose
             norm may be many times their largest entry.
         dtype: The factors' real dtype, e.g. `torch.bfloat16`; `None` is the parameters' dtype,
-            at least single precision. Updates compute in single precision or better; in bfloat16
-            the rounding of heavy-tailed fits may flip the sign of det(Q), which does P no harm.
+            at least single precision. Updates compute in single precision or better, and round half
+            precision stochastically, so that small steps are not lost; in bfloat16 the rounding of
+            heavy-tailed fits may flip the sign of det(Q), which does P no harm.
 
     Raises:
         ValueError: If `max_size` or `max_skew` is negative, or not the default beside a plan; if
@@ -126,15 +140,15 @@ class Kron(Preconditioner):
         return state
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Draw the rows that norm estimates start from, `start{i}` for each dense axis."""
+        """Draw `start{i}`, rows for the norm estimates of dense axes, and bits for rounding."""
         # The estimate needs more rows where the factor itself is coarse (design formulas 8.3).
-        rows = 128 if state["q0"].dtype in (torch.bfloat16, torch.float16) else 32
+        rows = 128 if is_half(state["q0"].dtype) else 32
         draws: State = {}
         for i, factor in enumerate(self._factors(self._sizes(state))):
             start = factor.start(state[f"q{i}"], rows, generator)
             if start is not None:
                 draws[f"start{i}"] = start
-        return draws
+        return draws | draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Fit the factors to one sample; keeps det(Q) > 0 for rates up to 0.84.
@@ -142,55 +156,76 @@ class Kron(Preconditioner):
         The norm bound behind the step may be that part of the true norm, up to n = 2048.
         """
         factors, qs = self._computed(state, probe.h)
-        terms = curvature_terms(self.geometry, factors, qs, probe)
-        moved, safe = self.move(state, qs, terms, draws, rate)
+        starts = [draws.get(f"start{i}") for i in range(len(qs))]
+        gradients = sample_gradients(self.geometry, factors, qs, probe, starts)
+        moved, safe = self.move(state, qs, gradients, starts, rate)
         for i, (new, old) in enumerate(zip(_balance(moved), qs, strict=True)):
-            state[f"q{i}"].copy_(torch.where(per_block(safe, new), new, old))
+            write_(state, f"q{i}", keep_rows(safe, new, old), draws)
 
     def move(
         self,
         state: State,
         qs: Sequence[Tensor],
-        terms: Sequence[Terms],
-        draws: State,
+        gradients: Sequence[FactorGradient],
+        starts: Sequence[Tensor | None],
         rate: Tensor | float,
-    ) -> tuple[list[Tensor], Tensor]:
-        """Return the factors after one step along given terms, and which rows took it.
+    ) -> tuple[list[Tensor], Mask]:
+        """Return the factors after one step against given gradients, and which rows took it.
 
         Args:
             state: Its divisors `l{i}` move on; nothing else is read.
             qs: The factors' numbers, in the dtype to compute in.
-            terms: The curvature terms of every axis.
-            draws: What `draw` returned.
+            gradients: One per axis.
+            starts: The random rows of each axis, if any.
             rate: Step size, a number or (B,).
 
         Returns:
-            The factors, not balanced, and (B,), false where a sample was too large.
+            The factors, not balanced, and the rows whose sample was not too large.
         """
-        factors = self._factors(tuple(q.shape[-1] for q in qs))
-        moved, bounds, safe = [], [], torch.ones_like(state["l0"], dtype=torch.bool)
-        for i, (factor, q, pair) in enumerate(zip(factors, qs, terms, strict=True)):
-            start = draws.get(f"start{i}")
-            gradient = factor_gradient(self.geometry, factor, q, pair, start)
+        moved, bounds = [], []
+        safe: Mask = None
+        for i, (q, gradient, start) in enumerate(zip(qs, gradients, starts, strict=True)):
             bounds.append(self.normaliser.grow(state[f"l{i}"], gradient))
             moved.append(self.geometry.move(q, gradient, rate / bounds[i], start))
             # A sample too large for the sum of its squares, or for its product with Q, says
             # nothing: its row stays as it is.
-            safe = safe & bounds[i].isfinite() & finite_rows(moved[i])
+            safe = both(safe, known(bounds[i] < math.inf), finite_rows(moved[i]))
         for i, bound in enumerate(bounds):
-            state[f"l{i}"].copy_(torch.where(safe, bound, state[f"l{i}"]))
+            state[f"l{i}"].copy_(keep_rows(safe, bound, state[f"l{i}"]))
         return moved, safe
 
     def _computed(self, state: State, x: Tensor) -> tuple[tuple[Factor, ...], list[Tensor]]:
         """Return the factors and their numbers, in the dtype to compute in with `x`."""
         dtype = torch.promote_types(state["q0"].dtype, lift(x).dtype)
         factors = self._factors(x.shape[1:])
-        return factors, [state[f"q{i}"].to(dtype) for i in range(len(factors))]
+        return factors, [cast(state[f"q{i}"], dtype) for i in range(len(factors))]
+
+    @property
+    def wants_image(self) -> bool:
+        """Whether the curvature terms come from `P h`: not with EQ."""
+        return self.geometry.frame is not Frame.LEFT
+
+    def prepare(self, state: State, uses: float) -> State:
+        """Return factors of `P`, `p{i}`, in single precision or better, and `q{i}` for the rest."""
+        shape = self._sizes(state)
+        qs = [lift(state[f"q{i}"]) for i in range(len(shape))]
+        ps = operators(self.geometry, self._factors(shape), qs, shape, uses)
+        pairs = enumerate(zip(ps, qs, strict=True))
+        return {f"q{i}" if p is None else f"p{i}": q if p is None else p for i, (p, q) in pairs}
 
     def apply(self, state: State, x: Tensor) -> Tensor:
         """Return `P x`, one axis after the other."""
-        factors, qs = self._computed(state, x)
-        return precondition(self.geometry, factors, qs, x.to(qs[0].dtype)).to(x.dtype)
+        first = state["p0"] if "p0" in state else state["q0"]
+        dtype = torch.promote_types(first.dtype, lift(x).dtype)
+        y = cast(x, dtype)
+        for i, factor in enumerate(self._factors(x.shape[1:])):
+            p = state.get(f"p{i}")
+            if p is None:
+                q = cast(state[f"q{i}"], dtype)
+                y = precondition_axis(self.geometry, factor, q, y, i)
+            else:
+                y = factor.multiply(cast(p, dtype), y, i)
+        return cast(y, x.dtype)
 
     def to_dense(self, state: State) -> Tensor:
         """Return the Kronecker product of the factors, (B, N, N).
@@ -222,8 +257,10 @@ def _balance(qs: list[Tensor]) -> list[Tensor]:
     # The scales are powers of two with product one: neither P nor a mantissa changes.
     if len(qs) == 1:
         return qs
-    peaks = torch.stack([q.abs().flatten(1).amax(dim=1) for q in qs])  # (k, B)
+    peaks = torch.stack([row_peaks(q) for q in qs])  # (k, B)
     peaks = peaks.clamp(min=torch.finfo(peaks.dtype).tiny).log2()
     shifts = (peaks.mean(dim=0) - peaks).round()
     shifts[0] -= shifts.sum(dim=0)
+    if surely(shifts == 0):
+        return qs
     return [q * per_block(s.exp2(), q) for q, s in zip(qs, shifts, strict=True)]

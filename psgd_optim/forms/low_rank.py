@@ -1,6 +1,7 @@
 """The low-rank form: a diagonal and the identity plus an outer product of two tall matrices."""
 
 import enum
+import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, final
 
@@ -9,8 +10,19 @@ from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import VectorGradient
-from psgd_optim.linalg import abs_square, finite_rows, lift, matvec, per_block, real_product
+from psgd_optim.linalg import (
+    abs_square,
+    both,
+    finite_rows,
+    keep_rows,
+    known,
+    lift,
+    matvec,
+    per_block,
+    real_product,
+)
 from psgd_optim.low_rank_gradient import LowRankGradient
+from psgd_optim.rounding import draw_bits, write_
 from psgd_optim.step_size import LipschitzEMA, MaxEntry, Normaliser
 from psgd_optim.types import Probe, State, expect
 
@@ -47,7 +59,8 @@ class LowRank(Preconditioner):
         normaliser: What divides the step size; `d`, `U` and `V` have a divisor each. `MaxEntry`
             is refused: it needs all N^2 entries, and keeps no low-rank `Q` invertible.
         dtype: The real dtype of the state; `None` is the parameters' dtype, at least single
-            precision. Updates compute in single precision or better.
+            precision. Updates compute in single precision or better, and round half precision
+            stochastically.
 
     Raises:
         ValueError: If `rank` is negative, or if `normaliser` is `MaxEntry`.
@@ -111,9 +124,10 @@ class LowRank(Preconditioner):
         }
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Draw the `coin` of every row: 0 where `U` is to move, 1 where `V` is."""
+        """Draw each row's `coin`, 0 where `U` is to move, 1 where `V` is; and bits for rounding."""
         d = state["scale"]
-        return {"coin": torch.randint(2, (len(d),), generator=generator, device=d.device)}
+        coin = torch.randint(2, (len(d),), generator=generator, device=d.device)
+        return {"coin": coin} | draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Move `d`, and `U` or `V`, from the same old values; keeps det(Q) > 0.
@@ -140,10 +154,11 @@ class LowRank(Preconditioner):
         pair = q.pair - step[..., None, None] * move[:, None]
         bounds = torch.where(is_moved, pair_bound[:, None], state["l_pair"])
         # A sample too large for its squares, or its products, says nothing: its row stays.
-        safe = bound.isfinite() & pair_bound.isfinite() & finite_rows(d) & finite_rows(pair)
+        bounded = known((bound < math.inf) & (pair_bound < math.inf))
+        safe = both(bounded, finite_rows(d), finite_rows(pair))
         moved = {"scale": d, "pair": pair, "l_scale": bound, "l_pair": bounds}
         for name, x in moved.items():
-            state[name].copy_(torch.where(per_block(safe, x), x, state[name]))
+            write_(state, name, keep_rows(safe, x, state[name]), draws)
 
     def _factor(self, state: State, like: Tensor, balanced: bool = False) -> "_Factor":
         """Return `Q` in the dtype to compute in."""

@@ -1,5 +1,6 @@
 """Forms from permutation groups: a small dense block for the entries of each orbit."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,8 +9,9 @@ from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import GroupGradient, RankTwoGradient
-from psgd_optim.linalg import finite_rows, lift, per_block
+from psgd_optim.linalg import both, finite_rows, keep_rows, known, lift, per_block
 from psgd_optim.permutation_groups import X_MATRIX, PermutationGroup
+from psgd_optim.rounding import draw_bits, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect
 
@@ -30,6 +32,7 @@ class Permutation(Preconditioner):
         normaliser: What divides the step size. `MaxEntry` keeps `Q` invertible only for rates
             below 1 / m.
         dtype: The dtype of `q`; `None` is the parameters' dtype, at least single precision.
+            Half precision is rounded stochastically.
 
     Source: S2, section 3.1 and theorem 3.1; algorithms 4.12. Deviation: works on the orbits' blocks
     instead of the coefficients, where the gradient has rank two and its norms are exact; a
@@ -77,8 +80,8 @@ class Permutation(Preconditioner):
         return {"q": per_block(scale, rows) * rows, "l": torch.zeros_like(lift(scale.real))}
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Return nothing: an update needs no random numbers."""
-        return {}
+        """Draw the bits that round a state in half precision; an update needs no others."""
+        return draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Take `Q <- (I - rate / L E) Q`; keeps every block invertible for rates below 1.
@@ -88,7 +91,7 @@ class Permutation(Preconditioner):
         Args:
             state: The state to change.
             probe: The sample, with a probe `v`.
-            draws: Unused.
+            draws: What `draw` returned.
             rate: Step size, a number or (B,).
 
         Raises:
@@ -104,10 +107,10 @@ class Permutation(Preconditioner):
         step = per_block((rate / bound).to(q.real.dtype), q)
         moved = q - step * gradient.left(q)
         # A sample too large for its square, or for its product with Q, says nothing: its row stays.
-        safe = bound.isfinite() & finite_rows(moved)
-        moved = torch.where(per_block(safe, q), moved, q)
-        state["q"].copy_(_from_orbits(moved, orbits, state["q"].shape[1]))
-        state["l"].copy_(torch.where(safe, bound, state["l"]))
+        safe = both(known(bound < math.inf), finite_rows(moved))
+        moved = keep_rows(safe, moved, q)
+        write_(state, "q", _from_orbits(moved, orbits, state["q"].shape[1]), draws)
+        state["l"].copy_(keep_rows(safe, bound, state["l"]))
 
     def _blocks(self, state: State, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the blocks (B, o, m, m), `x` by orbits (B, o, m), and the orbits (o, m)."""

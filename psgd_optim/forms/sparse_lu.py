@@ -9,6 +9,7 @@ from torch import Tensor
 from psgd_optim.arrow import Arrow, ArrowGradient, largest
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.linalg import lift, per_block
+from psgd_optim.rounding import draw_bits, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
 
@@ -28,7 +29,7 @@ class SparseLU(Preconditioner):
         normaliser: What divides the step size, separately for `L` and `U`: `LipschitzEMA` the
             columns' and the tail's each by a bound of its own, the others both by one size.
         dtype: The factors' real dtype; `None` is the parameters' dtype, at least single precision.
-            Updates compute in single precision or better.
+            Updates compute in single precision or better, and round half precision stochastically.
 
     Raises:
         ValueError: If `rank` is negative.
@@ -74,8 +75,8 @@ class SparseLU(Preconditioner):
         return state
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Return nothing: an update needs no random numbers."""
-        return {}
+        """Draw the bits that round a state in half precision; an update needs no others."""
+        return draw_bits(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
         """Move `L` and `U`, both from the old values; keeps their diagonals positive.
@@ -109,7 +110,7 @@ class SparseLU(Preconditioner):
         )
         for name, new, old, bound in zip(_FACTORS, moved, (lower, upper), bounds, strict=True):
             for part, x, y in zip(("columns", "tail"), new, old, strict=True):
-                state[f"{name}_{part}"].copy_(torch.where(per_block(safe, x), x, y))
+                write_(state, f"{name}_{part}", torch.where(per_block(safe, x), x, y), draws)
             state[f"l_{name}"].copy_(torch.where(safe[:, None], bound, state[f"l_{name}"]))
 
     def apply(self, state: State, x: Tensor) -> Tensor:

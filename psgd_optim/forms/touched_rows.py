@@ -15,9 +15,10 @@ from psgd_optim.factors.diagonal import DIAGONAL
 from psgd_optim.factors.matrix import GENERAL
 from psgd_optim.forms.base import Preconditioner, SparseForm, check_parts
 from psgd_optim.forms.kron import Kron
-from psgd_optim.frames import check_factors, curvature_terms
+from psgd_optim.frames import check_factors, curvature_terms, factor_gradient
 from psgd_optim.geometry import Q0_5EQ1_5, Geometry
-from psgd_optim.linalg import lift, per_block
+from psgd_optim.linalg import keep_rows, lift
+from psgd_optim.rounding import is_half, rounded, write_
 from psgd_optim.row_fit import LazyRows, RowFit
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State
@@ -42,6 +43,7 @@ class TouchedRows(SparseForm):
         geometry: The coordinates of an update.
         normaliser: What divides the step size.
         dtype: The factors' real dtype; `None` is the parameters' dtype, at least single precision.
+            Half precision is rounded stochastically.
 
     Raises:
         ValueError: If the geometry does not keep a factor's pattern, or needs a finer dtype.
@@ -101,7 +103,7 @@ class TouchedRows(SparseForm):
         return self._kron.init(shape, scale, like)
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Draw the rows that norm estimates start from, `start1` for dense columns."""
+        """Draw `start1`, rows for the norm estimates of dense columns, and bits for rounding."""
         return self._kron.draw(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:
@@ -128,13 +130,16 @@ class TouchedRows(SparseForm):
         if index is not None:
             seen = self.rows.moving(rows, index).to(dtype)
             terms = self.rows.terms(self.geometry, self.columns, (seen, columns), index, terms)
-        moved, safe = self._kron.move(state, (seen, columns), terms, draws, rate)
-        new = torch.where(per_block(safe, seen), moved[0], seen)
+        starts = (draws.get("start0"), draws.get("start1"))
+        parts = zip(factors, (seen, columns), terms, starts, strict=True)
+        gradients = [factor_gradient(self.geometry, *part) for part in parts]
+        moved, safe = self._kron.move(state, (seen, columns), gradients, starts, rate)
+        new = rounded(keep_rows(safe, moved[0], seen), "q0", rows.dtype, draws)
         if index is None:
             rows.copy_(new)
         else:
             self.rows.put(rows, index, new)
-        state["q1"].copy_(torch.where(per_block(safe, columns), moved[1], columns))
+        write_(state, "q1", keep_rows(safe, moved[1], columns), draws)
 
     def to_dense(self, state: State) -> Tensor:
         """Return the Kronecker product of the factors, (B, N, N)."""
@@ -176,7 +181,9 @@ class _At(Preconditioner):
         return self._form.init(self._shape, scale, like)
 
     def draw(self, state: State, generator: torch.Generator) -> State:
-        """Draw as the form does."""
+        """Draw as the form does, with bits for the numbers that move."""
+        if is_half(state["q0"].dtype):
+            state = {**state, "q0": self._form.rows.moving(state["q0"], self._index)}
         return self._form.draw(state, generator)
 
     def update(self, state: State, probe: Probe, draws: State, rate: Tensor | float) -> None:

@@ -9,11 +9,14 @@ from torch import Tensor
 
 from psgd_optim import PSGD, Diagonal, Fitting, MomentumWhitening
 from psgd_optim.averages import Nesterov
-from psgd_optim.block_step import StepRules, precondition
+from psgd_optim.block_step import StepRules, precondition_all
 from psgd_optim.blocks import Block
 from psgd_optim.criteria import Criterion, GradientWhitening, UnbiasedFisher
+from psgd_optim.linalg import Mask
 from psgd_optim.noise import noise_generator
+from psgd_optim.runners import Eager
 from psgd_optim.schedules import Adaptive
+from psgd_optim.updates import Update
 from psgd_optim.views import Stacked
 
 QUIET = GradientWhitening(damping=0.0)
@@ -34,9 +37,14 @@ def rules(criterion: Criterion = QUIET, **settings: Any) -> StepRules:
         "momentum": 0.0,
         "nesterov": False,
         "pairs": None,
+        "uses": 1.0,
         "generator": lambda: noise_generator(torch.device("cpu"), 0, 0, 0),
     }
     return StepRules(criterion=criterion, fitting=fitting, **defaults | settings)
+
+
+def precondition(block: Block, of: StepRules) -> tuple[Update, Mask]:
+    return precondition_all([(block, of)], Eager())[0]
 
 
 def set_grads(stack: Block, *grads: list[float]) -> None:
@@ -47,7 +55,8 @@ def set_grads(stack: Block, *grads: list[float]) -> None:
 def test_rows_start_with_their_first_finite_gradient_that_is_not_zero() -> None:
     stack = block([1.0, 2.0], [0.0, 0.0], [math.nan, 1.0], [3.0, math.inf])
     update, ok = precondition(stack, rules())
-    assert update.tolist() == [[1, 2], [0, 0], [0, 0], [0, 0]]
+    assert update.rows.tolist() == [[1, 2], [0, 0], [0, 0], [0, 0]]
+    assert ok is not None
     assert ok.tolist() == [True, True, False, False]
     assert stack.steps.tolist() == [1, 0, 0, 0]
     assert stack.pending == {1, 2, 3}
@@ -74,7 +83,7 @@ def test_only_sound_rows_are_averaged_and_fitted() -> None:
     assert torch.equal(stack.state["q"][0], q[0])
     assert torch.equal(stack.extra["momentum"][0], average[0])
     assert not torch.equal(stack.state["q"][1], q[1])
-    assert update[0].tolist() == [0, 0]
+    assert update.rows[0].tolist() == [0, 0]
     torch.testing.assert_close(stack.extra["momentum"][1], (average[1] + 1) / 2)
 
 
@@ -89,8 +98,8 @@ def test_nesterov_looks_one_gradient_ahead() -> None:
         behind, _ = precondition(plain, rules(momentum=b))
         grad, ramp = torch.tensor(g, dtype=torch.float64), min(t / (t + 1), b)
         average = ramp * average + (1 - ramp) * grad
-        torch.testing.assert_close(update[0], b * average + (1 - b) * grad, rtol=1e-6, atol=0)
-        torch.testing.assert_close(behind[0], average, rtol=1e-6, atol=0)
+        torch.testing.assert_close(update.rows[0], b * average + (1 - b) * grad, rtol=1e-6, atol=0)
+        torch.testing.assert_close(behind.rows[0], average, rtol=1e-6, atol=0)
 
 
 def test_nesterov_is_a_setting_of_a_group_that_can_be_scheduled() -> None:
@@ -119,7 +128,7 @@ def test_the_order_decides_which_q_preconditions_and_not_what_it_becomes(
     q = 1 - 0.5 * (torch.tensor([1.0, 4.0]) - 1) / (torch.tensor([1.0, 4.0]) + 1)
     torch.testing.assert_close(stack.state["q"][0].float(), q)
     expected = torch.tensor([1.0, 2.0]) * (q.square() if update_first else 1)
-    torch.testing.assert_close(update[0].float(), expected)
+    torch.testing.assert_close(update.rows[0].float(), expected)
 
 
 def test_a_mean_gradient_is_remembered_after_the_fit_that_it_must_not_see() -> None:
@@ -139,7 +148,8 @@ def test_a_step_too_large_for_the_dtype_is_no_step() -> None:
     stack.steps += 1
     stack.pending.clear()
     update, sound = precondition(stack, rules())
-    assert update.tolist() == [[0, 0]]
+    assert update.rows.tolist() == [[0, 0]]
+    assert sound is not None
     assert sound.tolist() == [False]  # it is counted as skipped
 
 

@@ -1,12 +1,16 @@
 """Blocks: rows are views of stacks, and selections write back what they own and nothing else."""
 
+import math
+
 import pytest
 import torch
 
+from psgd_optim import PSGD, Every, Fitting
 from psgd_optim.blocks import Block
 from psgd_optim.forms.diagonal import Diagonal
 from psgd_optim.forms.kron import Kron
 from psgd_optim.scope import Split
+from psgd_optim.types import State
 from psgd_optim.views import Joined, Stacked
 
 
@@ -124,3 +128,63 @@ def test_sparse_gradients_are_refused() -> None:
     param.grad = torch.zeros(4, 1, 3).to_sparse()
     with pytest.raises(TypeError, match=r"sparse gradient for a parameter of shape \(4, 1, 3\)"):
         stacked.units_with_gradient()
+
+
+def test_the_host_counts_only_steps_of_all_rows() -> None:
+    params = [torch.ones(2, requires_grad=True) for _ in range(2)]
+    block = Block.allocate(Stacked(params), Diagonal())
+    for _ in range(11):
+        block.count(None)
+    assert block.has_ramped(0.9) and not block.has_ramped(0.95)
+    block.count(torch.tensor([True, False]))
+    assert not block.has_ramped(0.91)  # 11 steps of the second row
+
+
+def test_p_is_formed_again_only_when_the_state_or_the_plan_has_changed() -> None:
+    params = [torch.randn(6, 3, requires_grad=True) for _ in range(2)]
+    block = Block.allocate(Stacked(params), Kron(max_skew=math.inf))
+    first = block.operator(64.0)
+    assert set(first) == {"p0", "p1"}
+    assert block.operator(64.0) is first
+    assert set(block.operator(1.0)) == {"q0", "p1"}  # 6^2 > 18: two products cost less once
+    again = block.operator(64.0)
+    block.state["q0"][1] *= 2  # by whomever
+    torch.testing.assert_close(block.operator(64.0)["p0"][1], 4 * again["p0"][1])
+    block.state["q1"] = 3 * block.state["q1"]
+    torch.testing.assert_close(block.operator(64.0)["p1"], 9 * again["p1"])
+
+
+def test_a_selection_forms_no_product_that_it_would_lose() -> None:
+    params = [torch.randn(8, 2, requires_grad=True) for _ in range(3)]
+    fitting = Fitting(gate=Every(100))
+    optimizer = PSGD(params, form=Kron(max_skew=math.inf), fitting=fitting)
+    seen: list[float] = []
+    prepare = Kron.prepare
+
+    def watched(self: Kron, state: State, uses: float) -> State:
+        seen.append(uses)
+        return prepare(self, state, uses)
+
+    for step in range(70):  # beyond the first stretch, in which the gate's rate is not known yet
+        for p in params:
+            p.grad = torch.randn_like(p)
+        if step == 68:
+            params[1].grad = None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Kron, "prepare", watched)
+            optimizer.step()
+        if step >= 67:
+            seen.append(-step)
+    tail = seen[seen.index(-67) :]
+    assert tail[:3] == [-67, 1.0, -68]
+    assert tail[3] > 8  # the whole block again
+
+
+def test_state_of_inference_mode_is_stepped_without_a_cache() -> None:
+    with torch.inference_mode():
+        p = torch.ones(4, 3)
+        optimizer = PSGD([p], lr=0.1, form=Kron(max_skew=math.inf))
+        for _ in range(3):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        assert bool((p < 1).all())

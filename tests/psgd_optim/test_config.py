@@ -4,6 +4,9 @@ from torch import nn
 
 from psgd_optim import PSGD, Anneal, GradientWhitening, InputError, MomentumWhitening
 from psgd_optim.config import OPTIMIZERS, AdamWConfig, KronConfig, build
+from psgd_optim.forms.kron import Kron
+from psgd_optim.geometry import QUAD
+from psgd_optim.scope import Split
 
 
 def test_every_optimizer_is_built_by_name_and_steps() -> None:
@@ -54,6 +57,15 @@ def test_settings_reach_the_optimizer() -> None:
     assert optimizer.form.max_size == 9
     assert optimizer.form.max_skew == 3.0
     assert [clip.limit for clip in optimizer.clip] == [2.0, 5.0]
+
+
+def test_pieces_and_their_geometry_are_settings() -> None:
+    config = KronConfig(block_size=64, geometry="QUAD", max_skew=4.0)
+    optimizer = build(nn.Linear(4, 3).named_parameters(), config)
+    assert isinstance(optimizer, PSGD)
+    assert optimizer.form == Split(Kron(max_skew=4.0, geometry=QUAD), 64)
+    with pytest.raises(InputError, match="size -1"):
+        KronConfig(block_size=-1)
 
 
 @pytest.mark.parametrize(

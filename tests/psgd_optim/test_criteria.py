@@ -19,7 +19,7 @@ from psgd_optim.criteria import (
 )
 from psgd_optim.forms.kron import Kron
 from psgd_optim.noise import noise_generator
-from psgd_optim.types import Probe
+from psgd_optim.types import Probe, State
 from tests.reference import inverse_square_root
 
 GRAD, AVERAGE = torch.full((1, 5000), 2.0), torch.full((1, 5000), 3.0)
@@ -29,6 +29,13 @@ CPU = torch.device("cpu")
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def sampled(
+    criterion: Criterion, seen: Evidence, memory: State, random: torch.Generator, needs_v: bool
+) -> Probe:
+    noise = criterion.draw(seen.grad, random, needs_v=needs_v)
+    return criterion.probe(seen, memory, noise, needs_v=needs_v)
 
 
 # --- samples -------------------------------------------------------------------------------------
@@ -43,7 +50,7 @@ def rng(seed: int = 0) -> torch.Generator:
     ],
 )
 def test_each_whitening_has_its_own_sample(criterion: Whitening, expected: Tensor) -> None:
-    probe = criterion.probe(SEEN, {}, rng(), needs_v=False)
+    probe = sampled(criterion, SEEN, {}, rng(), needs_v=False)
     torch.testing.assert_close(probe.h, expected, rtol=0, atol=0)
     assert probe.v is None
     assert criterion.pairs is None
@@ -53,7 +60,7 @@ def test_each_whitening_has_its_own_sample(criterion: Whitening, expected: Tenso
 def test_damping_is_noise_of_that_size_and_leaves_the_input_alone() -> None:
     grad = GRAD.clone()
     seen = Evidence(grad=grad, average=grad, steps=torch.zeros(1))
-    probe = GradientWhitening(damping=0.5).probe(seen, {}, rng(), needs_v=False)
+    probe = sampled(GradientWhitening(damping=0.5), seen, {}, rng(), needs_v=False)
     # Two standard errors of a standard deviation from 5000 numbers are 2 %.
     assert float((probe.h - GRAD).std()) == pytest.approx(0.5, rel=0.03)
     assert torch.equal(grad, GRAD)
@@ -61,7 +68,7 @@ def test_damping_is_noise_of_that_size_and_leaves_the_input_alone() -> None:
 
 @pytest.mark.parametrize("damping", [0.0, 0.5])
 def test_a_form_that_needs_a_probe_gets_the_damping_noise_itself(damping: float) -> None:
-    probe = GradientWhitening(damping=damping).probe(SEEN, {}, rng(), needs_v=True)
+    probe = sampled(GradientWhitening(damping=damping), SEEN, {}, rng(), needs_v=True)
     assert probe.v is not None
     assert float(probe.v.std()) == pytest.approx(1.0, rel=0.03)
     torch.testing.assert_close(probe.h, GRAD + damping * probe.v, rtol=1e-6, atol=1e-6)
@@ -72,31 +79,29 @@ def test_newton_damps_with_the_probe_or_with_an_independent_one(traditional: boo
     v = torch.randn(1, 5000, generator=rng(1))
     seen = Evidence(grad=GRAD, average=AVERAGE, steps=torch.ones(1), pair=(v, 2 * v))
     criterion = Newton(damping=0.5, traditional=traditional)
-    probe = criterion.probe(seen, {}, rng(), needs_v=False)
+    probe = sampled(criterion, seen, {}, rng(), needs_v=False)
     assert probe.v is v
     noise = (probe.h - 2 * v) / 0.5
     correlation = float((noise * v).mean())
     assert float(noise.std()) == pytest.approx(1.0, rel=0.03)
     assert correlation == pytest.approx(1.0 if traditional else 0.0, abs=0.05)
     assert torch.equal(criterion.size_sample(seen), 2 * v)
-    assert torch.equal(Newton(damping=0.0).probe(seen, {}, rng(), needs_v=True).h, 2 * v)
+    assert torch.equal(sampled(Newton(damping=0.0), seen, {}, rng(), needs_v=True).h, 2 * v)
 
 
 def test_newton_without_a_pair_says_so() -> None:
     with pytest.raises(ValueError, match="no pair in a step that fits Q"):
-        Newton().probe(SEEN, {}, rng(), needs_v=False)
+        sampled(Newton(), SEEN, {}, rng(), needs_v=False)
 
 
 def test_the_unbiased_sample_keeps_the_right_part_of_the_mean() -> None:
     criterion = UnbiasedFisher(batch_size=4, damping=0.0)
     memory = {"mean_grad": torch.full((1, 5000), 1.5)}
-    probe = criterion.probe(SEEN, memory, rng(), needs_v=False)
+    probe = sampled(criterion, SEEN, memory, rng(), needs_v=False)
     torch.testing.assert_close(probe.h, GRAD - 1.5 + 0.75)
-    criterion.remember(
-        Evidence(grad=GRAD, average=GRAD, steps=torch.ones(1)), memory, torch.ones(1)
-    )
+    criterion.remember(Evidence(grad=GRAD, average=GRAD, steps=torch.ones(1)), memory, None)
     torch.testing.assert_close(memory["mean_grad"], torch.full((1, 5000), 1.75))
-    criterion.remember(SEEN, memory, torch.zeros(1))
+    criterion.remember(SEEN, memory, torch.tensor([False]))
     torch.testing.assert_close(memory["mean_grad"], torch.full((1, 5000), 1.75))
 
 
@@ -149,7 +154,7 @@ def fit(
     state = FORM.init((N,), torch.ones(ROWS, dtype=torch.float64), torch.empty(0).double())
     for t in range(updates):
         noise = noise_generator(CPU, 0, t, 0)
-        probe = criterion.probe(evidence(t), memory or {}, noise, needs_v=False)
+        probe = sampled(criterion, evidence(t), memory or {}, noise, needs_v=False)
         FORM.update(state, probe, FORM.draw(state, noise), 0.4 * fall ** (t / updates))
     q = FORM.to_dense(state)
     return q.mH @ q
@@ -271,6 +276,6 @@ def test_p30_the_criterion_is_at_least_twice_the_trace_of_the_modulus() -> None:
     fitted = fit(Newton(damping=0.0), curvature(h), 600)
     assert all(bound * (1 - 1e-12) <= cost(p) < 1.01 * bound for p in fitted)
     # The criterion of the samples themselves, one more look at what a probe is.
-    probe: Probe = Newton(damping=0.0).probe(curvature(h)(1), {}, rng(), needs_v=False)
+    probe: Probe = sampled(Newton(damping=0.0), curvature(h)(1), {}, rng(), needs_v=False)
     assert probe.v is not None
     torch.testing.assert_close(probe.h, probe.v @ h)

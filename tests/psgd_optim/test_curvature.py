@@ -249,7 +249,7 @@ def test_the_pair_of_a_step_is_its_differences_in_units_of_the_probe() -> None:
         torch.testing.assert_close(pair[0][row], moved / unit)
         change = (grad[row] - memory["last_grad"][row]) / unit
         torch.testing.assert_close(pair[1][row], change)
-    GradientDifference().remember(param, grad, memory, torch.tensor([1.0, 0.0, 1.0]))
+    GradientDifference().remember(param, grad, memory, torch.tensor([True, False, True]))
     assert torch.equal(memory["last_param"][[0, 2]], param[[0, 2]])
     assert torch.equal(memory["last_grad"][1], randn(3, 2, 4, seed=1)[1])
 
@@ -280,6 +280,6 @@ def test_sources_that_are_given_their_pairs_observe_nothing() -> None:
     x = torch.ones(1, 2)
     for source in (Given(), Exact(), FiniteDifference()):
         assert source.observe(x, x, nothing) is None
-        source.remember(x, x, nothing, torch.ones(1))
+        source.remember(x, x, nothing, None)
         assert not source.memory
     assert not Diagonal().needs_v

@@ -114,3 +114,45 @@ def test_the_initial_scale_equals_its_formula(dtype: torch.dtype) -> None:
     grad = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
     expected = (grad.abs().pow(4).flatten(1).mean(dim=1) + 0.3**4) ** (-1 / 8)
     torch.testing.assert_close(initial_scale(grad, peaks(grad), 0.3), expected)
+
+
+def test_spread_fits_have_the_same_chance_and_fall_on_different_steps() -> None:
+    fitting, blocks, steps = Fitting(gate=0.1, spread=True), 10, 4000
+    opened = torch.tensor([
+        [fitting.rate(3, step, block) > 0 for block in range(blocks)] for step in range(steps)
+    ]).double()
+    torch.testing.assert_close(
+        opened.mean(dim=0), torch.full((blocks,), 0.1).double(), rtol=0, atol=0.02
+    )
+    # One of ten in nearly every step, where independent coins would leave a third of them empty.
+    assert float((opened.sum(dim=1) - 1).abs().max()) <= 2
+    assert float((opened.sum(dim=1) == 1).double().mean()) > 0.6
+    together = Fitting(gate=0.1)
+    assert all(
+        len({together.rate(3, step, block) for block in range(blocks)}) == 1 for step in range(99)
+    )
+
+
+def test_uses_follow_the_gate_of_the_past_and_are_the_same_for_a_stretch() -> None:
+    assert Fitting(gate=1.0).uses(0) == 2  # the sample of a fit, and the step
+    assert Fitting(gate=0.03).uses(1000) == 32
+    assert Fitting(gate=0.0).uses(5) == 64
+    fitting = Fitting(gate=lambda step: 1.0 if step < 128 else 0.1)
+    found = [fitting.uses(step) for step in range(320)]
+    assert found == [2.0] * 192 + [8.0] * 128
+    seen: list[int] = []
+    Fitting(gate=lambda step: float(seen.append(step) or 1)).uses(130)
+    assert seen and max(seen) < 130 and min(seen) >= 0  # a schedule may end with the run
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        ({}, True),
+        ({"update_first": False}, False),
+        ({"overlap": True}, False),
+        ({"overlap": True, "update_first": True}, False),
+    ],
+)
+def test_a_fit_that_overlaps_cannot_come_first(settings: dict[str, bool], first: bool) -> None:
+    assert Fitting(**settings).fits_first is first

@@ -2,13 +2,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from psgd_optim import linalg
+from psgd_optim.forms.kron import Kron
+from psgd_optim.geometry import QUAD
 from psgd_optim.group_gradient import (
     FactorGradient,
+    GramNorm,
     MatrixGradient,
     RankTwoGradient,
+    ThinGradient,
     UpperGradient,
     VectorGradient,
 )
+from psgd_optim.types import Probe
 
 B = 3
 DTYPES = [torch.float64, torch.complex128]
@@ -102,3 +108,44 @@ def test_vector_products_and_sizes(number: bool) -> None:
     torch.testing.assert_close(gradient.spectral_norm(), e.abs().amax(dim=1))
     torch.testing.assert_close(gradient.frobenius_norm(), e.norm(dim=1))
     torch.testing.assert_close(gradient.curvature(), (t1 + t2).amax(dim=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_a_thin_gradient_is_the_matrix_gradient_of_its_gram_matrix(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 7, 2, generator=rng, dtype=dtype)
+    q = torch.randn(2, 7, 7, generator=rng, dtype=dtype)
+    start = torch.randn(2, 32, 7, generator=rng, dtype=torch.float64)
+    small = GramNorm(x.mH @ x, start[:, :, :2])
+    thin, whole = ThinGradient(x, 2.0, small, start), MatrixGradient(x @ x.mH, 2.0, start)
+    step = torch.tensor([0.01, 0.05], dtype=torch.float64)
+    hermitian = q + q.mH
+    torch.testing.assert_close(thin.left(q), whole.left(q))
+    torch.testing.assert_close(thin.right(q), whole.right(q))
+    torch.testing.assert_close(thin.sandwich(hermitian, step), whole.sandwich(hermitian, step))
+    sandwich = thin.sandwich(hermitian, step)
+    assert torch.equal(sandwich, sandwich.mH)
+    torch.testing.assert_close(thin.max_entry(), whole.max_entry())
+    torch.testing.assert_close(thin.spectral_norm(), whole.spectral_norm())
+    torch.testing.assert_close(thin.frobenius_norm(), whole.frobenius_norm())
+    exact = torch.linalg.matrix_norm(x @ x.mH, 2) + 2.0
+    torch.testing.assert_close(thin.curvature(), exact, rtol=0.02, atol=0)
+
+
+def test_both_sides_of_a_matrix_share_one_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    bound = linalg.spectral_norm_bound
+
+    def counted(a: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        seen.append(tuple(a.shape))
+        return bound(a, *args, **kwargs)
+
+    monkeypatch.setattr("psgd_optim.linalg.spectral_norm_bound", counted)
+    form = Kron(max_skew=float("inf"), geometry=QUAD)  # no rotation, which takes norms of its own
+    for shape in ((9, 3), (3, 9), (3, 3)):
+        seen.clear()
+        state = form.init(shape, torch.ones(2), torch.empty(0))
+        draws = form.draw(state, torch.Generator().manual_seed(0))
+        form.update(state, Probe(h=torch.randn(2, *shape)), draws, 0.1)
+        assert seen == [(2, 3, 3)]
+        torch.testing.assert_close(state["l0"] - shape[1], state["l1"] - shape[0])

@@ -88,7 +88,7 @@ def test_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.dtype) -> No
     start = stack((32, n), 6, torch.float64)
     gram, rotated = q.mH @ q, q
     for _ in range(60):
-        rotated = linalg.rotate_towards_psd(rotated, start)
+        rotated = linalg.rotate_towards_psd_(rotated.clone(), start)
     asymmetry = (rotated - rotated.mH).norm() / rotated.norm()
     assert float(asymmetry) < 1e-3
     # Each step is unitary to a^4 / 4 <= 6e-5 relative; steps shrink as Q becomes symmetric.
@@ -102,12 +102,12 @@ def test_third_order_rotations_symmetrise_and_keep_the_gram_matrix(dtype: torch.
     small = 0.05 * stack((n, n), 5, dtype)
     q = torch.linalg.matrix_exp(small - small.mH) @ symmetric
     start = stack((32, n), 6, torch.float64)
-    rotated = linalg.rotate_onto_psd(q, start, turns=40)
+    rotated = linalg.rotate_onto_psd_(q.clone(), start, turns=40)
     assert bool(((rotated - rotated.mH).abs() < 1e-3 * rotated.abs().amax(dim=(1, 2))[0]).all())
     gram = q.mH @ q
     # unitary to a^6 / 64 <= 2.2e-5 in a step of angle 1/3; angles shrink quickly
     assert float((rotated.mH @ rotated - gram).norm() / gram.norm()) < 1e-4
-    again = linalg.rotate_onto_psd(rotated, start)
+    again = linalg.rotate_onto_psd_(rotated.clone(), start)
     torch.testing.assert_close(again, rotated, rtol=0, atol=0)
 
 
@@ -135,7 +135,7 @@ def test_hermitian_roots(dtype: torch.dtype) -> None:
 def test_a_symmetric_matrix_is_not_rotated() -> None:
     q = torch.eye(4).expand(2, 4, 4)
     start = stack((32, 4), 0, torch.float32)
-    torch.testing.assert_close(linalg.rotate_towards_psd(q, start), q, rtol=0, atol=0)
+    torch.testing.assert_close(linalg.rotate_towards_psd_(q.clone(), start), q, rtol=0, atol=0)
 
 
 def test_lift_keeps_what_is_precise_enough() -> None:
@@ -143,3 +143,28 @@ def test_lift_keeps_what_is_precise_enough() -> None:
     assert linalg.lift(x) is x
     assert linalg.lift(x.bfloat16()).dtype == torch.float32
     assert linalg.lift(x.double()).dtype == torch.float64
+
+
+def test_masks_are_none_where_the_host_knows_that_all_rows_are_in() -> None:
+    yes, no = torch.tensor([True, True]), torch.tensor([True, False])
+    assert linalg.known(yes) is None and linalg.known(no) is no
+    assert linalg.surely(yes.view(2, 1)) and not linalg.surely(no.view(1, 2))
+    assert not linalg.surely(yes.to("meta"))  # it would have to wait for a device
+    assert linalg.both(None, None) is None and linalg.both(None, no) is no
+    assert linalg.both(no, None, ~no).tolist() == [False, False]  # type: ignore[union-attr]
+    x = torch.tensor([[1.0], [torch.nan]])
+    assert linalg.keep_rows(None, x) is x
+    assert linalg.keep_rows(no, x).tolist() == [[1], [0]]
+    assert linalg.keep_rows(no, x, -x.nan_to_num()).tolist() == [[1], [0]]
+
+
+@pytest.mark.parametrize("value", [1e30, -1e38, torch.inf, -torch.inf, torch.nan])
+def test_finite_rows_are_found_whatever_their_squares_are(value: float) -> None:
+    x = torch.ones(3, 4)
+    x[1, 2] = value
+    is_finite = abs(value) < torch.inf
+    found = linalg.finite_rows(x)
+    assert (found is None) == is_finite
+    assert found is None or found.tolist() == [True, False, True]
+    peaks = linalg.row_peaks(x)
+    assert peaks[0] == 1 and bool(peaks.isfinite()[1]) == is_finite

@@ -148,6 +148,27 @@ def test_a_split_form_equals_the_form_on_each_piece() -> None:
         torch.testing.assert_close(p.detach()[box], x.detach(), rtol=1e-14, atol=1e-15)
 
 
+def test_pieces_of_one_shape_share_a_stack_whatever_they_are_pieces_of() -> None:
+    shapes = (4, 2), (2, 6), (2, 2)
+    params = [p for _, p in named(*shapes)]
+    alone = [p.detach().clone().requires_grad_() for p in params]
+    ((view, _),) = Split(Diagonal(), 2).arrange([("", p) for p in params])
+    assert (view.shape, view.counts) == ((2, 2), [2, 3, 1])
+    together = PSGD(params, 0.1, form=Split(Diagonal(), 2), **QUIET)
+    singles = [PSGD([p], 0.1, form=Split(Diagonal(), 2), **QUIET) for p in alone]
+    for step in range(4):
+        set_gradients(params, step)
+        params[1].grad = None if step == 2 else params[1].grad
+        for p, x in zip(params, alone, strict=True):
+            x.grad = p.grad
+        together.step()
+        for single in singles:
+            single.step()
+    for p, x in zip(params, alone, strict=True):
+        torch.testing.assert_close(p.detach(), x.detach(), rtol=1e-14, atol=1e-15)
+    assert together.state[params[2]]["2x2/q"].shape == (2, 2)  # one piece has no axis of its own
+
+
 def test_pieces_of_a_parameter_without_a_gradient_stay() -> None:
     params = [p for _, p in named((5, 4), (5, 4))]
     optimizer = PSGD(params, 0.1, form=Split(Kron(), 3), **QUIET)
@@ -244,3 +265,46 @@ def test_scopes_are_values_and_their_optimizers_can_be_copied(scope: Scope) -> N
         run(optimizer, params, range(2, 4))
         run(twin, twins, range(2, 4))
         assert all(torch.equal(x, y) for x, y in zip(params, twins, strict=True))
+
+
+@pytest.mark.parametrize("form", [Kron(max_skew=math.inf), Split(Kron(max_skew=math.inf), 3)])
+def test_stacks_that_leave_a_cpus_caches_are_made_smaller(
+    form: Kron | Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes = ((7, 3), (7, 3), (3, 4), (7, 3))  # pieces of two shapes, some of them shared
+    joint, apart = ([p for _, p in named(*shapes)] for _ in range(2))
+    quiet = {**QUIET, "criterion": GradientWhitening()}  # with noise, that depends on the stacks
+
+    monkeypatch.setattr("psgd_optim.scope.MOST_STACKED", 40)
+    first = PSGD(apart, 0.1, form=form, **quiet)
+    run(first, apart, range(3))
+    sizes = [block.view.rows * math.prod(block.view.shape) for block in first._store]
+    assert max(sizes) <= 42 and len(sizes) > len({p.shape for p in apart})
+    for p, q in zip(joint, apart, strict=True):
+        p.data.copy_(q.detach())
+    resumed = PSGD(joint, 0.1, form=form, **quiet)
+    resumed.load_state_dict(first.state_dict())
+    run(first, apart, range(3, 6))
+    run(resumed, joint, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(joint, apart, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "size"),
+    [(((9, 4), (10, 4), (12, 4)), 4), (((33, 16), (35, 16), (12, 16), (16, 11)), 16)],
+)
+def test_pieces_that_connect_stacks_are_stacked_again_as_they_were(
+    shapes: tuple[tuple[int, int], ...], size: int
+) -> None:
+    """Pieces of two shapes, each in a stack with those of others: the noise depends on both."""
+    first = [p for _, p in named(*shapes)]
+    fitting = Fitting(precond_lr=0.3, gate=1.0)
+    optimizer = PSGD(first, 0.1, form=Split(Kron(), size), fitting=fitting)
+    run(optimizer, first, range(3))
+    second = [p.detach().clone().requires_grad_() for p in first]
+    resumed = PSGD(second, 0.1, form=Split(Kron(), size), fitting=fitting)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert [b.view.counts for b in resumed._store] == [b.view.counts for b in optimizer._store]
+    run(optimizer, first, range(3, 6))
+    run(resumed, second, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))

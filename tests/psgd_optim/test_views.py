@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from psgd_optim.views import Joined, Pieces, Stacked, View, squeezed
+from psgd_optim.views import Box, Joined, Pieces, Stacked, View, squeezed
 
 
 def parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -19,6 +19,12 @@ def halves() -> list[tuple[slice, ...]]:
     return [(slice(0, 2), slice(0, 3)), (slice(2, 4), slice(0, 3))]
 
 
+def mixed() -> list[tuple[torch.Tensor, list[Box]]]:
+    """One piece of a parameter that is one, two of a longer one."""
+    small, long = parameters((2, 3), (4, 1, 3))
+    return [(small, halves()[:1]), (long, halves())]
+
+
 def views() -> dict[str, View]:
     channels_last = parameters((2, 2, 3, 2))[0].detach().to(memory_format=torch.channels_last)
     boxes = [(slice(0, 2), slice(0, 2), slice(0, 3), slice(i, i + 1)) for i in range(2)]
@@ -28,10 +34,11 @@ def views() -> dict[str, View]:
         "stacked-transposed": Stacked([parameters((3, 4))[0].detach().mT]),
         "joined": Joined(parameters((4, 3), (), (2, 1))),
         "joined-transposed": Joined([parameters((3, 4))[0].detach().mT]),
-        "pieces": Pieces(parameters((4, 1, 3), (4, 3)), halves()),
-        "pieces-transposed": Pieces([parameters((3, 4))[0].detach().mT], halves()),
-        "pieces-channels-last": Pieces([channels_last], boxes),
-        "pieces-number": Pieces(parameters((), (1, 1)), [(slice(0, 1),)]),
+        "pieces": Pieces([(p, halves()) for p in parameters((4, 1, 3), (4, 3))]),
+        "pieces-transposed": Pieces([(parameters((3, 4))[0].detach().mT, halves())]),
+        "pieces-channels-last": Pieces([(channels_last, boxes)]),
+        "pieces-of-two-shapes": Pieces(mixed()),
+        "pieces-number": Pieces([(p, [(slice(0, 1),)]) for p in parameters((), (1, 1))]),
     }
 
 
@@ -78,11 +85,15 @@ def test_a_parameter_without_a_gradient_is_no_pair_of_a_joined_view() -> None:
 
 def test_the_view_of_some_units_has_their_rows() -> None:
     params = parameters((4, 3), (4, 3), (4, 3))
-    whole = Pieces(params, halves())
+    whole = Pieces([(p, halves()) for p in params])
     part = whole.only([0, 2])
     assert (part.rows, part.shape, part.prefix) == (4, (2, 3), "2x3/")
     rows = whole.gather(lambda p: p.detach())[[0, 1, 4, 5]]
     torch.testing.assert_close(part.gather(lambda p: p.detach()), rows, rtol=0, atol=0)
+    other = Pieces(mixed())
+    assert (other.counts, other.rows, other.only([1]).rows) == ([1, 2], 3, 2)
+    rows = other.gather(lambda p: p.detach())[1:]
+    torch.testing.assert_close(other.only([1]).gather(lambda p: p.detach()), rows, rtol=0, atol=0)
     assert Stacked(params).only([1]).params[0] is params[1]
     joined = Joined(params)
     assert joined.only([0]) is joined
