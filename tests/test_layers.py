@@ -20,7 +20,7 @@ LAYERS = [
         "rounding",
         "affine.recurrent",
     },
-    {"step_size", "geometry", "clipping", "affine.convert"},
+    {"step_size", "geometry", "rank_two_gradient", "clipping", "affine.convert"},
     {"factors.base", "arrow", "low_rank_gradient"},
     {"factors.matrix", "factors.diagonal", "factors.normalisation"},
     {"axis_plan", "frames", "block_matrix"},

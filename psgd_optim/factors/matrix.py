@@ -9,12 +9,8 @@ from torch import Tensor
 
 from psgd_optim import linalg
 from psgd_optim.factors.base import Factor, SymmetricFactor
-from psgd_optim.group_gradient import (
-    FactorGradient,
-    MatrixGradient,
-    RankTwoGradient,
-    UpperGradient,
-)
+from psgd_optim.group_gradient import FactorGradient, MatrixGradient
+from psgd_optim.rank_two_gradient import RankTwoGradient, UpperGradient
 
 
 class MatrixFactor(Factor):

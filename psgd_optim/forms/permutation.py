@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
-from psgd_optim.group_gradient import GroupGradient, RankTwoGradient
+from psgd_optim.group_gradient import GroupGradient
 from psgd_optim.linalg import both, finite_rows, keep_rows, known, lift, per_block
 from psgd_optim.permutation_groups import X_MATRIX, PermutationGroup
+from psgd_optim.rank_two_gradient import RankTwoGradient
 from psgd_optim.rounding import draw_bits, write_
 from psgd_optim.step_size import LipschitzEMA, Normaliser
 from psgd_optim.types import Probe, State, expect

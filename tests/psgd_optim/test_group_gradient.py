@@ -9,11 +9,10 @@ from psgd_optim.group_gradient import (
     FactorGradient,
     GramNorm,
     MatrixGradient,
-    RankTwoGradient,
     ThinGradient,
-    UpperGradient,
     VectorGradient,
 )
+from psgd_optim.rank_two_gradient import RankTwoGradient, UpperGradient
 from psgd_optim.types import Probe
 
 B = 3

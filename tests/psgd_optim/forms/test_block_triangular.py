@@ -10,7 +10,7 @@ from psgd_optim.factors.matrix import GENERAL, TRIANGULAR
 from psgd_optim.factors.normalisation import NORMALISATION
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.block_triangular import BlockTriangular
-from psgd_optim.group_gradient import RankTwoGradient
+from psgd_optim.rank_two_gradient import RankTwoGradient
 from psgd_optim.step_size import FrobeniusNorm, LipschitzEMA, MaxEntry, Normaliser, SpectralNorm
 from psgd_optim.types import Probe, State
 from tests import reference_group
