@@ -34,6 +34,11 @@ class Member(NamedTuple):
     settings: dict[str, Any]
     parts: GroupParts
 
+    @property
+    def place(self) -> int:
+        """A small number of its own, for the gate of fits that are spread."""
+        return (self.number >> PLACE_SHIFT) + self.number % (1 << PLACE_SHIFT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
@@ -118,12 +123,11 @@ def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:
 
 def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
     device = member.block.steps.device
-    place = (member.number >> PLACE_SHIFT) + member.number % (1 << PLACE_SHIFT)
     stream = partial(noise_generator, device, moment.seed, moment.step, member.number)
     return StepRules(
         criterion=criterion,
         fitting=fitting,
-        rate=fitting.rate(moment.seed, moment.step, place),
+        rate=fitting.rate(moment.seed, moment.step, member.place),
         momentum=member.settings["momentum"],
         nesterov=member.parts.nesterov,
         pairs=moment.pairs,

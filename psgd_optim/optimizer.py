@@ -154,8 +154,10 @@ class PSGD(torch.optim.Optimizer):
 
     @property
     def fits_next(self) -> bool:
-        """Whether the next step fits `Q`, so that it needs a pair if the criterion takes any."""
-        return bool(self.fitting.rate(self._seed, self._step)) or self._starts_next()
+        """Whether the next step fits any `Q`: then it needs a pair if the criterion takes one."""
+        places = [member.place for member in self._members()] if self.fitting.spread else [0]
+        rates = (self.fitting.rate(self._seed, self._step, place) for place in places)
+        return any(rates) or self._starts_next()
 
     def _starts_next(self) -> bool:
         """Whether the next step needs a pair to start from, as no row has had one yet."""

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from psgd_optim import PSGD, Diagonal
 from psgd_optim.fitting import Fitting, initial_scale
 from psgd_optim.noise import noise_generator
 from psgd_optim.schedules import Adaptive, Every
@@ -156,3 +157,19 @@ def test_uses_follow_the_gate_of_the_past_and_are_the_same_for_a_stretch() -> No
 )
 def test_a_fit_that_overlaps_cannot_come_first(settings: dict[str, bool], first: bool) -> None:
     assert Fitting(**settings).fits_first is first
+
+
+def test_a_step_fits_if_any_block_does() -> None:
+    params = [torch.ones(n, requires_grad=True) for n in (2, 3, 4, 5)]
+    optimizer = PSGD(params, form=Diagonal(), fitting=Fitting(gate=0.25, spread=True))
+    told, done = [], []
+    for step in range(40):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+        before = [optimizer.state[p]["q"].clone() for p in params] if step else []
+        told.append(optimizer.fits_next)
+        optimizer.step()
+        pairs = zip(before, params, strict=False)
+        done.append(any(not torch.equal(q, optimizer.state[p]["q"]) for q, p in pairs))
+    assert told[1:] == done[1:]
+    assert {True, False} == set(told[1:])
