@@ -1,18 +1,13 @@
-"""A tokenised text in two parts, and the batches of every step.
+"""A tokenised text in its parts."""
 
-A batch is a pure function of the seed and the step: a resumed run needs no data position, and
-nothing else that draws random numbers changes the order of the data.
-"""
-
-import hashlib
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from psgd_lm.corpus import Corpus, load_corpus
+from psgd_lm.corpus import load_corpus
 from psgd_lm.tokenizer import Tokenizer, make_tokenizer
+from psgd_lm.tokens import InMemory, Tokens, narrowest_dtype
 from psgd_optim.types import InputError
 
 
@@ -37,13 +32,21 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextData:
-    """A text, its tokenizer, and the tokens of its two parts in the narrowest integer type."""
+    """A text, its tokenizer, and the tokens of its parts."""
 
-    corpus: Corpus
+    source: str
+    """Where it comes from: a module's name, or a path."""
+    sha256: str
+    """Of the text, in hexadecimal: what a run recognises its text by."""
+    provenance: Mapping[str, Any]
+    """What a run records about its text, as JSON values."""
     tokenizer: Tokenizer
-    train: Tensor  # (n_train,)
-    validation: Tensor  # (n_validation,)
-    validation_text: str
+    train: Tokens
+    validation: Tokens
+    test: Tokens | None
+    """A part that nothing is chosen by, if the text has one."""
+    zlib_bits_per_byte: float
+    """What zlib makes of the validation part at its highest level: a floor that a model beats."""
 
 
 def load_data(config: DataConfig, context: int) -> TextData:
@@ -73,40 +76,18 @@ def load_data(config: DataConfig, context: int) -> TextData:
             )
     dtype = narrowest_dtype(tokenizer.vocab_size)
     return TextData(
-        corpus=corpus,
+        source=corpus.source,
+        sha256=corpus.sha256,
+        provenance=corpus.provenance(),
         tokenizer=tokenizer,
-        train=parts["training"].to(dtype),
-        validation=parts["validation"].to(dtype),
-        validation_text=texts["validation"],
+        train=InMemory(parts["training"].to(dtype)),
+        validation=InMemory(parts["validation"].to(dtype)),
+        test=None,
+        zlib_bits_per_byte=zlib_bits_per_byte(texts["validation"]),
     )
 
 
-def narrowest_dtype(vocab_size: int) -> torch.dtype:
-    """Return the smallest integer type that holds every id and can be indexed on all devices."""
-    if vocab_size <= 2**8:
-        return torch.uint8
-    return torch.int16 if vocab_size <= 2**15 else torch.int32
-
-
-def sample_batch(
-    tokens: Tensor, *, context: int, batch_size: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Draw the windows of one step.
-
-    Args:
-        tokens: (n,), one part of the text, n > context.
-        context: Inputs per window.
-        batch_size: Windows, drawn with replacement.
-        seed: The run's seed.
-        step: Steps done before this one.
-
-    Returns:
-        (batch_size, context) int64 twice: the inputs, and the token after each of them.
-    """
-    # Hashing keeps the streams of neighbouring seeds and steps apart: (0, 1) is not (1, 0).
-    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-    # Drawn on the CPU whatever the device, so that all devices see the same data.
-    starts = torch.randint(len(tokens) - context, (batch_size, 1), generator=generator)
-    windows = tokens[(starts + torch.arange(context + 1)).to(tokens.device)].long()
-    return windows[:, :-1], windows[:, 1:]
+def zlib_bits_per_byte(text: str) -> float:
+    """Return what zlib makes of a text at its highest level."""
+    content = text.encode()
+    return 8 * len(zlib.compress(content, 9)) / len(content)

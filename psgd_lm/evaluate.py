@@ -5,15 +5,16 @@ on a batch size or a random number, and training and `evaluate_run` give the sam
 """
 
 import math
-import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from psgd_lm.gpt import GPT, token_losses
+from psgd_lm.language_model import LanguageModel, token_losses
 from psgd_lm.saved_run import load_run
+from psgd_lm.tokens import Tokens
 from psgd_optim.tools.runtime import torch_threads
 
 BATCH_TOKENS = 4096
@@ -37,13 +38,13 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: GPT, tokens: Tensor, byte_lengths: Tensor, *, batch_tokens: int = BATCH_TOKENS
+    model: LanguageModel, tokens: Tokens, byte_lengths: Tensor, *, batch_tokens: int = BATCH_TOKENS
 ) -> Evaluation:
     """Evaluate a model on every token of a text.
 
     Args:
         model: On the device of the tokens; left in the mode it came in.
-        tokens: (n,), n > 1.
+        tokens: More than one.
         byte_lengths: (vocab_size,), UTF-8 bytes of each token.
         batch_tokens: About how many tokens go through the model at once; no result depends on it.
 
@@ -53,46 +54,39 @@ def evaluate(
     was_training = model.training
     model.eval()
     # Sums in float64: at 1e8 tokens a float32 sum has lost the digits that matter.
-    total, squares = (torch.zeros((), dtype=torch.float64, device=tokens.device) for _ in range(2))
-    for inputs, targets in _windows(tokens, model.config.context, batch_tokens):
-        losses = token_losses(model, inputs, targets).double()  # (B * T,)
+    device = next(model.parameters()).device
+    total, squares = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
+    size = torch.zeros((), dtype=torch.int64, device=device)
+    byte_lengths = byte_lengths.to(device)
+    for inputs, targets in _windows(tokens.to(device), model.context, batch_tokens):
+        losses = token_losses(model(inputs).logits, targets).double()  # (B * T,)
         total += losses.sum()
         squares += losses.square().sum()
+        size += byte_lengths[targets].sum()
     model.train(was_training)
     count = len(tokens) - 1
-    size = int(byte_lengths.to(tokens.device)[tokens[1:].long()].sum())
     loss = float(total) / count
     variance = max(0.0, float(squares) / count - loss**2)
     return Evaluation(
         loss=loss,
         standard_error=math.sqrt(variance / count),
         perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=float(total) / math.log(2) / size,
+        bits_per_byte=float(total) / math.log(2) / int(size),
         tokens=count,
     )
 
 
-def _windows(tokens: Tensor, context: int, batch_tokens: int) -> list[tuple[Tensor, Tensor]]:
+def _windows(tokens: Tokens, context: int, batch_tokens: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut a text into batches of inputs and targets, (B, T); the last may be one short row."""
-    inputs, targets = tokens[:-1].long(), tokens[1:].long()
-    whole = len(inputs) // context * context
+    count = len(tokens) - 1
     rows = max(1, batch_tokens // context)
-    batches = list(
-        zip(
-            torch.split(inputs[:whole].view(-1, context), rows),
-            torch.split(targets[:whole].view(-1, context), rows),
-            strict=True,
-        )
-    )
-    if whole < len(inputs):
-        batches.append((inputs[None, whole:], targets[None, whole:]))
-    return batches
-
-
-def zlib_bits_per_byte(text: str) -> float:
-    """Return what zlib makes of a text at its highest level: a floor that a model has to beat."""
-    content = text.encode()
-    return 8 * len(zlib.compress(content, 9)) / len(content)
+    whole = torch.arange(count // context) * context
+    for starts in torch.split(whole, rows):
+        windows = tokens.windows(starts, context + 1)
+        yield windows[:, :-1], windows[:, 1:]
+    if rest := count % context:
+        window = tokens.span(count - rest, count + 1)[None]
+        yield window[:, :-1], window[:, 1:]
 
 
 def evaluate_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> dict[str, float]:
@@ -110,11 +104,10 @@ def evaluate_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> 
     """
     run = load_run(run_dir, best=best, device=device)
     data = run.load_data()
-    tokens = data.validation.to(run.device)
     with torch_threads(run.threads):
-        evaluation = evaluate(run.model, tokens, run.tokenizer.byte_lengths())
+        evaluation = evaluate(run.model, data.validation, run.tokenizer.byte_lengths())
     return {
         "step": run.step,
         **asdict(evaluation),
-        "zlib_bits_per_byte": zlib_bits_per_byte(data.validation_text),
+        "zlib_bits_per_byte": data.zlib_bits_per_byte,
     }

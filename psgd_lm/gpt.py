@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from psgd_lm.language_model import LanguageModel, Memory, Output
 from psgd_optim.types import InputError
 
 INITIAL_STD = 0.02  # GPT-2's
@@ -113,7 +114,7 @@ class Block(nn.Module):
         return out
 
 
-class GPT(nn.Module):
+class GPT(LanguageModel):
     """The language model: token ids in, logits of the next token out.
 
     Args:
@@ -122,7 +123,7 @@ class GPT(nn.Module):
     """
 
     def __init__(self, config: GPTConfig, vocab_size: int) -> None:
-        super().__init__()
+        super().__init__(vocab_size, config.context)
         self.config = config
         self.token_embedding = nn.Embedding(vocab_size, config.width)  # also the head
         self.position_embedding = nn.Embedding(config.context, config.width)
@@ -141,37 +142,23 @@ class GPT(nn.Module):
                 depth = 2 * self.config.layers if name.endswith("project.weight") else 1
                 parameter.normal_(std=INITIAL_STD / math.sqrt(depth))
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def empty_memory(self, rows: int) -> Memory:
+        """Return the memory of texts that begin."""
+        raise NotImplementedError("keys and values are not kept yet")
+
+    def forward(self, tokens: Tensor, memory: Memory | None = None) -> Output:
         """Predict the token after every position.
 
         Args:
             tokens: (B, T) int64, T up to the context.
+            memory: Keys and values of the tokens before.
 
         Returns:
-            (B, T, V), logits.
+            The logits.
         """
         positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return F.linear(self.norm(x), self.token_embedding.weight)
-
-    def parameter_count(self) -> int:
-        """Return the number of trained numbers; the tied head counts once."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-
-def token_losses(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of every target token.
-
-    Args:
-        model: Maps tokens to logits.
-        inputs: (B, T) int64.
-        targets: (B, T) int64, the token after each input.
-
-    Returns:
-        (B * T,), in nats.
-    """
-    logits: Tensor = model(inputs)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return Output(F.linear(self.norm(x), self.token_embedding.weight), memory)

@@ -74,7 +74,7 @@ def sample_tokens(model: GPT, prompt: Tensor, config: SampleConfig) -> Iterator[
     tokens = prompt[-model.config.context :]
     for _ in range(config.tokens):
         with torch.inference_mode():
-            logits = model(tokens[None])[0, -1]  # (V,)
+            logits = model(tokens[None]).logits[0, -1]  # (V,)
             token = choose(logits, config.temperature, config.top_k, generator)
             tokens = torch.cat([tokens, token])[-model.config.context :]
         yield int(token)

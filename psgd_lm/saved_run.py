@@ -18,7 +18,7 @@ KIND = "psgd_lm"
 
 def text_identity(data: TextData) -> dict[str, str]:
     """Return what a checkpoint stores to recognise its text and tokenizer by."""
-    return {"text": data.corpus.sha256, "tokenizer": tokenizer_sha256(data.tokenizer)}
+    return {"text": data.sha256, "tokenizer": tokenizer_sha256(data.tokenizer)}
 
 
 def check_text(saved: dict[str, str], data: TextData, where: Path) -> None:
@@ -36,7 +36,7 @@ def check_text(saved: dict[str, str], data: TextData, where: Path) -> None:
         if saved[name] != found:
             raise InputError(
                 f"{where} was trained with the {name} of SHA-256 {saved[name][:12]}, "
-                f"{data.corpus.source} now gives {found[:12]}; restore the text (the embedded "
+                f"{data.source} now gives {found[:12]}; restore the text (the embedded "
                 "corpus changes with the Python version) or train again."
             )
 

@@ -9,10 +9,12 @@ from typing import Any, NoReturn
 import torch
 from tqdm import tqdm
 
+from psgd_lm.batches import Windows
 from psgd_lm.config import TrainConfig
-from psgd_lm.data import load_data, sample_batch
-from psgd_lm.evaluate import evaluate, zlib_bits_per_byte
-from psgd_lm.gpt import GPT, token_losses
+from psgd_lm.data import load_data
+from psgd_lm.evaluate import evaluate
+from psgd_lm.gpt import GPT
+from psgd_lm.language_model import token_losses
 from psgd_lm.saved_run import KIND, check_text, text_identity
 from psgd_lm.stepping import FiniteGuard, is_finite, lr_factor, second_derivatives
 from psgd_optim.config import build
@@ -99,7 +101,12 @@ class _Run:
         self.optimizer = build(self.model.named_parameters(), config.optim, config.seed)
         check_clipping(self.optimizer, config.grad_clip, "--grad-clip")
         self.full_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.train_tokens = self.data.train.to(self.device)
+        self.batches = Windows(
+            self.data.train.to(self.device),
+            context=config.model.context,
+            batch_size=config.batch_size,
+            seed=config.seed,
+        )
         self.validation_tokens = self.data.validation.to(self.device)
         self.guard = FiniteGuard(self.device)
         self.progress = Progress()
@@ -153,18 +160,12 @@ class _Run:
         )
         for group, full in zip(self.optimizer.param_groups, self.full_lrs, strict=True):
             group["lr"] = full * factor
-        inputs, targets = sample_batch(
-            self.train_tokens,
-            context=config.model.context,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            step=step,
-        )
+        batch = self.batches.at(step)
         with second_derivatives(self.optimizer):
             loss = take_step(
                 self.optimizer,
                 self.model.parameters(),
-                lambda: token_losses(self.model, inputs, targets).mean(),
+                lambda: token_losses(self.model(batch.inputs).logits, batch.targets).mean(),
                 config.grad_clip,
             )
         self.progress.step = step + 1
@@ -259,8 +260,8 @@ class _Run:
             "bits_per_byte": evaluation["bits_per_byte"],
             "best_val_loss": progress.best_loss,
             "best_step": progress.best_step,
-            "zlib_bits_per_byte": zlib_bits_per_byte(self.data.validation_text),
-            "corpus": self.data.corpus.provenance(),
+            "zlib_bits_per_byte": self.data.zlib_bits_per_byte,
+            "corpus": dict(self.data.provenance),
             "device": str(self.device),
             "torch": torch.__version__,
         }

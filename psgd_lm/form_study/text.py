@@ -7,10 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from psgd_lm.data import DataConfig, TextData, load_data, sample_batch
+from psgd_lm.batches import Batch, Windows
+from psgd_lm.data import DataConfig, TextData, load_data
 from psgd_lm.form_study.competitors import BETAS, adamw, whitening
 from psgd_lm.form_study.trial import Candidate, Optimizers, Problem, Trial
-from psgd_lm.gpt import GPT, GPTConfig, token_losses
+from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.language_model import token_losses
 from psgd_optim import (
     BlockTriangular,
     Diagonal,
@@ -48,19 +50,20 @@ def start(seed: int, prepare: Callable[[nn.Module], nn.Module]) -> Trial:
     data = _data()
     torch.manual_seed(seed)
     model = prepare(GPT(MODEL, data.tokenizer.vocab_size))
-    sample = functools.partial(sample_batch, context=CONTEXT)
+    batches = Windows(data.train, context=CONTEXT, batch_size=8, seed=seed)
     # The same 8192 tokens for all.
-    held_out = sample(data.validation, batch_size=256, seed=SEED_OF_VALIDATION, step=0)
+    held_out = Windows(
+        data.validation, context=CONTEXT, batch_size=256, seed=SEED_OF_VALIDATION
+    ).at(0)
 
-    def loss(step: int) -> Tensor:
-        batch = sample(data.train, batch_size=8, seed=seed, step=step)
-        return token_losses(model, *batch).mean()
+    def mean_loss(batch: Batch) -> Tensor:
+        return token_losses(model(batch.inputs).logits, batch.targets).mean()
 
     def evaluate() -> float:
         with torch.no_grad():
-            return float(token_losses(model, *held_out).mean())
+            return float(mean_loss(held_out))
 
-    return Trial(model=model, loss=loss, evaluate=evaluate)
+    return Trial(model=model, loss=lambda step: mean_loss(batches.at(step)), evaluate=evaluate)
 
 
 def _muon() -> Candidate:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psgd_lm.gpt import GPT, GPTConfig, token_losses
+from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.language_model import Output, token_losses
 from psgd_rl.actor_critic import Actor, Critic
 
 BATCHES = 4
@@ -73,11 +74,10 @@ class WordLSTM(nn.Module):
         self.lstm = nn.LSTM(width, width, num_layers=2, batch_first=True)
         self.head = nn.Linear(width, vocab_size)
 
-    def forward(self, words: Tensor) -> Tensor:
+    def forward(self, words: Tensor) -> Output:
         """Map words (B, T) to the logits of the next ones, (B, T, V)."""
         hidden, _ = self.lstm(self.embedding(words))  # (B, T, D)
-        logits: Tensor = self.head(hidden)
-        return logits
+        return Output(self.head(hidden))
 
 
 class SmallConvNet(nn.Module):
@@ -137,7 +137,7 @@ def _language_model(
 
     def loss(number: int) -> Tensor:
         window = tokens[number]
-        return token_losses(model, window[:, :-1], window[:, 1:]).mean()
+        return token_losses(model(window[:, :-1]).logits, window[:, 1:]).mean()
 
     return Workload(name=name, batch=f"{batch} x {length} tokens", model=model, loss=loss)
 

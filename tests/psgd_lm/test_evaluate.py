@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import psgd_lm.evaluate as evaluate_module
-from psgd_lm.evaluate import evaluate, evaluate_run, zlib_bits_per_byte
+from psgd_lm.data import zlib_bits_per_byte
+from psgd_lm.evaluate import evaluate, evaluate_run
+from psgd_lm.tokens import InMemory
 from psgd_lm.train import train
 
 LENGTHS = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3])  # of the 11 tokens of the tiny model
@@ -23,7 +25,7 @@ def losses_by_hand(model, text):
     for start in range(0, len(text) - 1, 8):
         window = text[start : start + 9].long()
         with torch.no_grad():
-            logits = model(window[None, :-1])[0].double()
+            logits = model(window[None, :-1]).logits[0].double()
         losses += [
             -row.log_softmax(-1)[t].item() for row, t in zip(logits, window[1:], strict=True)
         ]
@@ -34,7 +36,7 @@ def test_every_token_but_the_first_counts_once(tiny_model):
     text = tokens()
     losses = losses_by_hand(tiny_model, text)
     assert len(losses) == 202
-    result = evaluate(tiny_model, text, LENGTHS)
+    result = evaluate(tiny_model, InMemory(text), LENGTHS)
     assert result.tokens == 202
     assert result.loss == pytest.approx(losses.mean().item(), rel=1e-6)
     assert result.perplexity == pytest.approx(math.exp(losses.mean().item()), rel=1e-6)
@@ -46,7 +48,7 @@ def test_every_token_but_the_first_counts_once(tiny_model):
 
 @pytest.mark.parametrize("count", [2, 8, 9, 10, 17, 203])
 def test_result_does_not_depend_on_the_batch_size(tiny_model, count):
-    text = tokens(count)
+    text = InMemory(tokens(count))
     results = [
         evaluate(tiny_model, text, LENGTHS, batch_tokens=size).loss for size in (1, 8, 24, 4096)
     ]
@@ -57,23 +59,23 @@ def test_evaluation_leaves_the_model_as_it_was(tiny_model):
     before = {name: value.clone() for name, value in tiny_model.state_dict().items()}
     state = torch.get_rng_state()
     tiny_model.train()
-    evaluate(tiny_model, tokens(), LENGTHS)
+    evaluate(tiny_model, InMemory(tokens()), LENGTHS)
     assert tiny_model.training
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(before[name], v) for name, v in tiny_model.state_dict().items())
 
 
 def test_dropout_is_off_in_evaluation(tiny_model):
-    expected = evaluate(tiny_model, tokens(), LENGTHS)
+    expected = evaluate(tiny_model, InMemory(tokens()), LENGTHS)
     tiny_model.dropout.p = 0.5
     tiny_model.train()
-    assert evaluate(tiny_model, tokens(), LENGTHS) == expected
+    assert evaluate(tiny_model, InMemory(tokens()), LENGTHS) == expected
 
 
 def test_huge_loss_has_a_finite_perplexity(tiny_model):
     with torch.no_grad():
         tiny_model.token_embedding.weight.mul_(1e5)
-    result = evaluate(tiny_model, tokens(), LENGTHS)
+    result = evaluate(tiny_model, InMemory(tokens()), LENGTHS)
     assert result.loss > 1000
     assert math.isfinite(result.perplexity)
 

@@ -4,19 +4,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from psgd_lm.gpt import GPT, GPTConfig, token_losses
+from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.language_model import token_losses
 from psgd_optim.types import InputError
 
 
 def test_logits_have_one_row_per_position(tiny_model):
-    assert tiny_model(torch.zeros(3, 5, dtype=torch.int64)).shape == (3, 5, 11)
+    assert tiny_model(torch.zeros(3, 5, dtype=torch.int64)).logits.shape == (3, 5, 11)
 
 
 def test_future_tokens_do_not_change_past_logits(tiny_model):
     tokens = torch.randint(11, (2, 8))
     changed = tokens.clone()
     changed[:, 5:] = (changed[:, 5:] + 1) % 11
-    before, after = tiny_model(tokens), tiny_model(changed)
+    before, after = tiny_model(tokens).logits, tiny_model(changed).logits
     torch.testing.assert_close(before[:, :5], after[:, :5])
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
@@ -25,7 +26,7 @@ def test_past_tokens_change_later_logits(tiny_model):
     tokens = torch.randint(11, (1, 8))
     changed = tokens.clone()
     changed[:, 0] = (changed[:, 0] + 1) % 11
-    assert not torch.allclose(tiny_model(tokens)[:, 7], tiny_model(changed)[:, 7])
+    assert not torch.allclose(tiny_model(tokens).logits[:, 7], tiny_model(changed).logits[:, 7])
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -42,7 +43,7 @@ def test_head_is_the_embedding(tiny_model):
     seen = []
     tiny_model.norm.register_forward_hook(lambda module, inputs, output: seen.append(output))
     tokens = torch.randint(10, (1, 8))
-    logits = tiny_model(tokens)
+    logits = tiny_model(tokens).logits
     weight = tiny_model.token_embedding.weight
     assert torch.equal(logits, seen[0] @ weight.T)
     # Token 10 is no input, so only the head can give its row a gradient.
@@ -54,7 +55,7 @@ def test_initial_loss_is_that_of_guessing():
     torch.manual_seed(0)
     model = GPT(GPTConfig(), vocab_size=65)
     tokens = torch.randint(65, (8, 65))
-    loss = token_losses(model, tokens[:, :-1], tokens[:, 1:]).mean()
+    loss = token_losses(model(tokens[:, :-1]).logits, tokens[:, 1:]).mean()
     assert loss.item() == pytest.approx(math.log(65), abs=0.1)
 
 
@@ -87,9 +88,9 @@ def test_attention_equals_its_definition(tiny_model):
 def test_dropout_acts_in_training_only():
     model = GPT(GPTConfig(layers=1, heads=1, width=8, context=4, dropout=0.5), vocab_size=5)
     tokens = torch.zeros(1, 4, dtype=torch.int64)
-    assert not torch.equal(model(tokens), model(tokens))
+    assert not torch.equal(model(tokens).logits, model(tokens).logits)
     model.eval()
-    assert torch.equal(model(tokens), model(tokens))
+    assert torch.equal(model(tokens).logits, model(tokens).logits)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def test_no_temperature_and_one_candidate_take_the_likeliest(tiny_model):
     expected, tokens = [], [1, 2, 3]
     for _ in range(30):
         with torch.no_grad():
-            tokens.append(int(tiny_model(torch.tensor([tokens[-8:]]))[0, -1].argmax()))
+            tokens.append(int(tiny_model(torch.tensor([tokens[-8:]])).logits[0, -1].argmax()))
         expected.append(tokens[-1])
     assert write(tiny_model, temperature=0.0) == expected
     assert write(tiny_model, top_k=1) == expected

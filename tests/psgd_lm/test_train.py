@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from psgd_lm import train as train_module
+from psgd_lm.batches import Windows
 from psgd_lm.config import PRESETS, TrainConfig
 from psgd_lm.gpt import GPT
 from psgd_lm.train import DivergedError, train
@@ -93,13 +94,13 @@ def test_parameters_move_in_the_first_step_and_the_loss_falls(tiny_config, name)
 
 def test_every_step_has_its_own_batch_of_the_training_part(tiny_config, monkeypatch):
     seen = []
-    original = train_module.sample_batch
+    original = Windows.at
 
-    def spy(tokens, **settings):
-        seen.append((len(tokens), settings["seed"], settings["step"]))
-        return original(tokens, **settings)
+    def spy(windows, step):
+        seen.append((len(windows.tokens), windows.seed, step))
+        return original(windows, step)
 
-    monkeypatch.setattr(train_module, "sample_batch", spy)
+    monkeypatch.setattr(Windows, "at", spy)
     train(replace(tiny_config, seed=4))
     assert seen == [(2376, 4, step) for step in range(20)]  # 90 % of 2640
 
