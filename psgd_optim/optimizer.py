@@ -73,7 +73,8 @@ class PSGD(torch.optim.Optimizer):
         compile: Run a step as one graph of `torch.compile`, made once for steps with and once for
             steps without a fit; equal but for rounding. Not compiled are the first steps, until
             all parameters of a shape have had a gradient; steps in which some of them have none;
-            sparse gradients; criteria that need pairs. Not part of the saved state.
+            sparse gradients; criteria that need pairs. Clips and decays of your own have to take
+            rates as tensors. Not part of the saved state.
         capturable: Record such a step as a CUDA graph where `compile` would compile it, and replay
             it: bit for bit an eager step with `lr` as a tensor. The gradients and the random
             numbers of a fit are copied to places of their own. For forms without matrix
