@@ -208,7 +208,7 @@ def test_help_lists_models_and_contenders(call, capsys):
 
 
 def test_names_are_unique():
-    assert len(BY_NAME) == len(CONTENDERS) == len(STANDARD) + len(OURS) + 1 + len(PEERS)
+    assert len(BY_NAME) == len(CONTENDERS) == len(STANDARD) + len(OURS) + 2 + len(PEERS)
 
 
 def test_every_form_steps_or_says_why_not():
