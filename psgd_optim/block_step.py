@@ -14,11 +14,12 @@ from psgd_optim.criteria import Criterion, Evidence
 from psgd_optim.curvature import Pairs
 from psgd_optim.fitting import Fitting, initial_scale
 from psgd_optim.linalg import Mask, both, finite_rows, keep_rows, known, row_peaks
-from psgd_optim.row_step import Inputs, Numbers, Order, Outcome, Plan, Sight, cleaned, step_rows
+from psgd_optim.row_step import Numbers, Order, Outcome, Plan, Sight, cleaned, step_rows
 from psgd_optim.runners import Runner, Task
 from psgd_optim.schedules import Adaptive
 from psgd_optim.types import State
 from psgd_optim.updates import Update
+from psgd_optim.whole_step import Draw, inputs_of
 
 
 class StepRules(NamedTuple):
@@ -103,7 +104,8 @@ def _order(rules: StepRules) -> Order:
     return Order.FIRST if rules.fitting.fits_first else Order.LAST
 
 
-def _plan(block: Block, rules: StepRules) -> Plan:
+def plan_of(block: Block, rules: StepRules) -> Plan:
+    """Return what a block's step computes."""
     adaptive = rules.fitting.precond_lr
     return Plan(
         form=block.form,
@@ -116,6 +118,16 @@ def _plan(block: Block, rules: StepRules) -> Plan:
     )
 
 
+def draw(block: Block, rules: StepRules) -> Draw:
+    """Return the random numbers of a block's fit, if it fits."""
+    if not rules.rate > 0:
+        return None, {}
+    generator = rules.generator()
+    like = block.empty_rows()
+    noise = rules.criterion.draw(like, generator, needs_v=block.form.needs_v)
+    return noise, block.form.draw(block.state, generator)
+
+
 def _uses(block: Block, rules: StepRules) -> float:
     """Return how often `P` is applied before it is lost or changes: a selection lives one step."""
     return 1.0 if block.is_selection else rules.uses
@@ -123,22 +135,8 @@ def _uses(block: Block, rules: StepRules) -> float:
 
 def _task(block: Block, rules: StepRules) -> Task:
     """Return what to compute, with the random numbers of a fit."""
-    plan = _plan(block, rules)
-    noise, draws = None, {}
-    if plan.fits:
-        generator = rules.generator()
-        like = block.empty_rows()
-        noise = rules.criterion.draw(like, generator, needs_v=block.form.needs_v)
-        draws = block.form.draw(block.state, generator)
-    inputs = Inputs(
-        state=block.state,
-        extra=block.extra,
-        steps=block.steps,
-        operator=block.operator(plan.uses) if plan.reads_operator else {},
-        noise=noise,
-        draws=draws,
-        has_ramped=block.has_ramped(rules.momentum),
-    )
+    plan = plan_of(block, rules)
+    inputs = inputs_of(block, plan, draw(block, rules), rules.momentum)
     numbers = Numbers(momentum=rules.momentum, rate=rules.rate)
     return Task(block=block, plan=plan, inputs=inputs, numbers=numbers)
 

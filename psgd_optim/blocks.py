@@ -1,7 +1,7 @@
 """Blocks: rows of one shape whose state is stacked once and stepped together."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.linalg import Mask, lift
 from psgd_optim.types import State
-from psgd_optim.views import View
+from psgd_optim.views import View, gradient_of
 
 
 class Block:
@@ -195,11 +195,17 @@ class Block:
 
     def gather_gradients(self) -> Tensor:
         """Return a new stack of the gradients, (B, *shape), in single precision or better."""
-        return lift(self.view.gather(_grad))
+        return lift(self.view.gather(gradient_of))
 
     def gradient_rows(self) -> list[Tensor]:
         """Return the gradients as rows (*shape) that are not stacked yet."""
-        return self.view.lay(_grad)
+        return self.view.lay(gradient_of)
+
+    def gradient_strides(self) -> Hashable:
+        """Return how the gradients lie in memory, and which there are."""
+        return tuple(
+            None if p.grad is None else p.grad.stride() for unit in self.view.units for p in unit
+        )
 
     def empty_rows(self) -> Tensor:
         """Return a tensor of the shape, dtype and device of the stacked gradients, not filled."""
@@ -216,7 +222,3 @@ class Block:
     def is_steady(self) -> bool:
         """Whether all rows have started, and the next step will be of the same rows and shapes."""
         return not self.pending and self._units is None
-
-
-def _grad(param: Tensor) -> Tensor | None:
-    return param.grad

@@ -7,9 +7,9 @@ a time.
 """
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -254,3 +254,27 @@ def given_pairs(pair: tuple[Sequence[Tensor], Sequence[Tensor]], params: Sequenc
             )
     v, hv = (dict(zip(params, (x.detach() for x in xs), strict=True)) for xs in pair)
     return v, hv
+
+
+def check_closure(source: LossSource, closure: Callable[[], Any] | None) -> Callable[[], Any]:
+    """Return the closure of a step that differentiates the loss itself, where that can be done.
+
+    Args:
+        source: What differentiates it.
+        closure: What the caller gave.
+
+    Raises:
+        TypeError: If there is none, or other processes would have to know.
+    """
+    if closure is None:
+        raise TypeError(
+            f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
+            "step(closure) with a closure that returns the loss, without backward()."
+        )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        raise TypeError(
+            f"PSGD with {type(source).__name__}() differentiates the loss on this process "
+            "alone, which DistributedDataParallel does not see; average gradients and H v over "
+            "the processes yourself and call step(pair=(v, hv)) with Newton(source=Given())."
+        )
+    return closure

@@ -13,7 +13,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import per_block
+from psgd_optim.linalg import cast, lift, per_block
+from psgd_optim.rounding import is_half
 from psgd_optim.types import State, expect
 from psgd_optim.views import View
 
@@ -42,7 +43,7 @@ class Decay(abc.ABC):
 
     @abc.abstractmethod
     def take_step(
-        self, view: View, updates: Tensor, lr: float | Tensor, rate: float, memory: State
+        self, view: View, updates: Tensor, lr: float | Tensor, rate: float | Tensor, memory: State
     ) -> None:
         """Move the parameters by `-lr` times their updates, and decay them.
 
@@ -50,7 +51,7 @@ class Decay(abc.ABC):
             view: The parameters.
             updates: (B, *shape), preconditioned gradients; overwritten.
             lr: Step size.
-            rate: The decay's rate in this step.
+            rate: The decay's rate in this step; numbers that are tensors are 0-dimensional.
             memory: What it keeps, by name.
         """
 
@@ -61,14 +62,14 @@ class Decoupled(Decay):
     """Takes `p <- (1 - lr rate) p - lr u`."""
 
     def take_step(
-        self, view: View, updates: Tensor, lr: float | Tensor, rate: float, memory: State
+        self, view: View, updates: Tensor, lr: float | Tensor, rate: float | Tensor, memory: State
     ) -> None:
         """Shrink all parameters, then take the step."""
         # The factor of a sum has to be a number: with a tensor, the updates take it first.
         factor = 1.0 if isinstance(lr, Tensor) else -lr
         params, rows = view.pairs(updates.mul_(-lr) if isinstance(lr, Tensor) else updates)
-        if rate != 0:
-            torch._foreach_mul_(params, 1 - lr * rate)
+        if _is_on(rate):
+            _shrink_(params, 1 - lr * rate)
         torch._foreach_add_(params, rows, alpha=factor)
 
 
@@ -81,15 +82,15 @@ class Cautious(Decay):
     """
 
     def take_step(
-        self, view: View, updates: Tensor, lr: float | Tensor, rate: float, memory: State
+        self, view: View, updates: Tensor, lr: float | Tensor, rate: float | Tensor, memory: State
     ) -> None:
         """Add the decay to the update where their signs agree, then take the step."""
         params, rows = view.pairs(updates)
-        if rate != 0:
+        if _is_on(rate):
             products = torch._foreach_mul([p.conj() for p in params], rows)
             for row, p, product in zip(rows, params, products, strict=True):
-                row.add_(p * (product.real >= 0), alpha=rate)
-        torch._foreach_add_(params, torch._foreach_mul(rows, -lr))
+                row.add_(cast(p * (product.real >= 0), row.dtype).mul_(rate))
+        torch._foreach_add_(params, torch._foreach_mul(rows, _alike(-lr, rows[0])))
 
 
 @final
@@ -113,7 +114,7 @@ class Hyperball(Decay):
             raise ValueError(f"Hyperball got the rate {self.rate}; it has none: give Hyperball().")
 
     def take_step(
-        self, view: View, updates: Tensor, lr: float | Tensor, rate: float, memory: State
+        self, view: View, updates: Tensor, lr: float | Tensor, rate: float | Tensor, memory: State
     ) -> None:
         """Take the step and go back to the sphere."""
         old = view.gather(lambda p: p).to(updates.dtype)
@@ -149,6 +150,25 @@ def as_decay(weight_decay: float | Decay) -> Decay:
     if not weight_decay >= 0:
         raise ValueError(f"PSGD got weight_decay = {weight_decay}; give a number of at least 0.")
     return Decoupled(weight_decay)
+
+
+def _is_on(rate: float | Tensor) -> bool:
+    """Whether there is a decay, or may be one: the host does not look at tensors."""
+    return isinstance(rate, Tensor) or rate != 0
+
+
+def _shrink_(params: list[Tensor], factor: float | Tensor) -> None:
+    """Multiply parameters by a number."""
+    if isinstance(factor, Tensor) and is_half(params[0].dtype):
+        # The tensor would be rounded first, which a number is not.
+        torch._foreach_copy_(params, [lift(p).mul_(factor) for p in params])
+    else:
+        torch._foreach_mul_(params, _alike(factor, params[0]))
+
+
+def _alike(factor: float | Tensor, like: Tensor) -> float | Tensor:
+    """Return a number as it is and a tensor in the dtype of another, as lists of them need it."""
+    return cast(factor, like.dtype) if isinstance(factor, Tensor) else factor
 
 
 def _norms(x: Tensor) -> Tensor:

@@ -6,21 +6,21 @@ import torch
 from torch import Tensor
 
 from psgd_optim.linalg import Mask
-from psgd_optim.updates import Update
 
 
 class StepFigures:
     """What a step leaves to be asked about, as it is; figures are made of it when asked."""
 
-    def __init__(self, updates: Sequence[Update], sound: Sequence[Mask]) -> None:
+    def __init__(self, norms: Sequence[Tensor], count: int, sound: Sequence[Mask]) -> None:
         """Keep a few numbers for every row.
 
         Args:
-            updates: The updates before they are clipped, one per block.
+            norms: (B,) for each block, of the updates before they are clipped.
+            count: How many numbers there are in the updates.
             sound: Which rows of each block moved.
         """
-        self._norms = [update.norms() for update in updates]
-        self._count = sum(update.rows.numel() for update in updates)
+        self._norms = norms
+        self._count = count
         self._sound = sound
 
     def metrics(self) -> dict[str, Tensor]:

@@ -40,7 +40,12 @@ class GroupParts:
 
 
 def check_arguments(
-    criterion: object, clip: object, fitting: object, *, compiles: bool = False
+    criterion: object,
+    clip: object,
+    fitting: object,
+    *,
+    compiles: bool = False,
+    captures: bool = False,
 ) -> None:
     """Refuse parts of the wrong type, such as classes in the place of their values.
 
@@ -49,11 +54,12 @@ def check_arguments(
         clip: Its clips, or `None` for the criterion's own.
         fitting: The optimizer's.
         compiles: Whether its step is compiled.
+        captures: Whether its step is recorded.
 
     Raises:
         TypeError: If one is not what it should be.
-        ValueError: If a fit is to be in a graph and beside it, or the criterion's pairs need an
-            initial scale that the fitting does not have.
+        ValueError: If a fit is to be in a graph and beside it, or a graph is to be of two kinds, or
+            the criterion's pairs need an initial scale that the fitting does not have.
     """
     expect("PSGD", "criterion", criterion, Criterion, "one such as MomentumWhitening()")
     expect("PSGD", "fitting", fitting, Fitting, "Fitting(...)")
@@ -64,10 +70,15 @@ def check_arguments(
             expect("PSGD", "a clip", one, Clip, "one such as ClipRMS(1.1)")
     if not isinstance(criterion, Criterion) or not isinstance(fitting, Fitting):
         return
-    if fitting.overlap and compiles:
+    if fitting.overlap and (compiles or captures):
         raise ValueError(
-            "PSGD got Fitting(overlap=True) with compile=True, whose graph of a step has the fit "
-            "in it; leave one of them out."
+            f"PSGD got Fitting(overlap=True) with {'compile' if compiles else 'capturable'}=True, "
+            "whose graph of a step has the fit in it; leave one of them out."
+        )
+    if compiles and captures:
+        raise ValueError(
+            "PSGD got compile=True with capturable=True, which make graphs of the same step in two "
+            "ways; leave one of them out."
         )
     source = criterion.pairs
     if source is not None and fitting.spread:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from psgd_optim.background import Background, Job, Work
-from psgd_optim.block_step import StepRules, precondition_all
+from psgd_optim.block_step import StepRules, draw, plan_of, precondition_all
 from psgd_optim.blocks import Block
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion
@@ -15,8 +17,11 @@ from psgd_optim.diagnostics import StepFigures
 from psgd_optim.fitting import Fitting
 from psgd_optim.groups import GroupParts, check_unchanged
 from psgd_optim.noise import noise_generator
-from psgd_optim.runners import Runner
+from psgd_optim.runners import Runner, WholeRunner
 from psgd_optim.store import PLACE_SHIFT
+from psgd_optim.whole_step import Ensemble, Move, Role, clip_and_move
+
+_MOST_ENSEMBLES = 64
 
 
 class Member(NamedTuple):
@@ -89,26 +94,98 @@ def take_step(
     work = [(member, units) for member, units in work if units]
     for member, _ in work:
         check_unchanged(member.settings, member.block)
-    rules = [_rules(member, criterion, fitting, moment) for member, _ in work]
+    taking = [member for member, _ in work]
+    rules = _rules(taking, criterion, fitting, moment)
     parts = [member.block.select(units) for member, units in work]
+    if isinstance(runner, WholeRunner) and all(part.is_steady for part in parts):
+        ensemble = _ensemble(taking, rules, clips, runner)
+        if ensemble is not None:
+            return _step_as_one(ensemble, taking, rules, runner)
     later: list[Job] = []
     if fitting.overlap:
         rules = [
             rule._replace(put_off=partial(_put_off, later, member.block, part))
-            for (member, _), part, rule in zip(work, parts, rules, strict=True)
+            for member, part, rule in zip(taking, parts, rules, strict=True)
         ]
-    found = precondition_all(list(zip(parts, rules, strict=True)), runner)
-    updates, sound = [update for update, _ in found], [mask for _, mask in found]
-    figures = StepFigures(updates, sound)
-    for clip in clips:
-        clip.clip_(updates)
-    for (member, _), part, update in zip(work, parts, updates, strict=True):
-        lr, rate = member.settings["lr"], member.settings["weight_decay"]
-        member.parts.decay.take_step(part.view, update.rows, lr, rate, part.extra)
-        member.block.write_back(part)
+    figures = _step_apart(taking, parts, rules, clips, runner)
     # Last: a fit reads and writes what the lines above do.
     background.run(later)
     return figures
+
+
+def _step_apart(
+    members: Sequence[Member],
+    parts: Sequence[Block],
+    rules: Sequence[StepRules],
+    clips: Sequence[Clip],
+    runner: Runner,
+) -> StepFigures:
+    """Precondition selections of blocks one by one, then clip and move."""
+    found = precondition_all(list(zip(parts, rules, strict=True)), runner)
+    updates = [update for update, _ in found]
+    count = sum(update.rows.numel() for update in updates)
+    figures = StepFigures([update.norms() for update in updates], count, [m for _, m in found])
+    moves = [
+        Move(member.parts.decay, part.view, *_lr_and_decay(member), part.extra)
+        for member, part in zip(members, parts, strict=True)
+    ]
+    clip_and_move(updates, clips, moves)
+    for member, part in zip(members, parts, strict=True):
+        member.block.write_back(part)
+    return figures
+
+
+def _ensemble(
+    members: Sequence[Member],
+    rules: Sequence[StepRules],
+    clips: Sequence[Clip],
+    runner: WholeRunner,
+) -> Ensemble | None:
+    """Return the blocks as an ensemble that the runner knows, if they can step as one."""
+    if not members or rules[0].criterion.pairs is not None:
+        return None
+    blocks = [member.block for member in members]
+    fits = {rule.rate > 0 for rule in rules}
+    if len(fits) > 1 or len({block.steps.device for block in blocks}) > 1:
+        return None
+    layouts = [block.gradient_strides() for block in blocks]
+    first = rules[0]
+    # By identity, as to hash them takes longer.
+    parts = tuple(id(part) for part in (clips, first.criterion, first.fitting))
+    known_by = (*fits, first.uses, *parts, *blocks, *layouts)
+    if known_by not in runner.ensembles:
+        if len(runner.ensembles) == _MOST_ENSEMBLES:
+            return None
+        roles = [
+            Role(plan_of(member.block, rule), member.parts.decay)
+            for member, rule in zip(members, rules, strict=True)
+        ]
+        found = Ensemble(blocks, roles, clips, first.fitting, layouts)
+        runner.ensembles[known_by] = found if runner.admits(found) else None
+    return runner.ensembles[known_by]
+
+
+def _step_as_one(
+    ensemble: Ensemble, members: Sequence[Member], rules: Sequence[StepRules], runner: WholeRunner
+) -> StepFigures:
+    """Step blocks that are all in no special situation."""
+    rates = [
+        (rule.momentum, rule.rate, *_lr_and_decay(member))
+        for member, rule in zip(members, rules, strict=True)
+    ]
+    blocks = ensemble.blocks
+    draws = [draw(block, rule) for block, rule in zip(blocks, rules, strict=True)]
+    found = runner.run_whole(ensemble, draws, rates)
+    for block, left, rule in zip(blocks, found, rules, strict=True):
+        if left.operator is not None:
+            block.keep_operator(rule.uses, left.operator)
+    return StepFigures(
+        [left.norms for left in found], ensemble.numel, [left.sound for left in found]
+    )
+
+
+def _lr_and_decay(member: Member) -> tuple[float | Tensor, float]:
+    return member.settings["lr"], member.settings["weight_decay"]
 
 
 def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:
@@ -121,16 +198,23 @@ def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:
     jobs.append(Job(part.steps.device, finish))
 
 
-def _rules(member: Member, criterion: Criterion, fitting: Fitting, moment: Moment) -> StepRules:
-    device = member.block.steps.device
-    stream = partial(noise_generator, device, moment.seed, moment.step, member.number)
-    return StepRules(
-        criterion=criterion,
-        fitting=fitting,
-        rate=fitting.rate(moment.seed, moment.step, member.place),
-        momentum=member.settings["momentum"],
-        nesterov=member.parts.nesterov,
-        pairs=moment.pairs,
-        uses=moment.uses,
-        generator=stream,
-    )
+def _rules(
+    members: Sequence[Member], criterion: Criterion, fitting: Fitting, moment: Moment
+) -> list[StepRules]:
+    """Return how each block is to step."""
+    rate = 0.0 if fitting.spread else fitting.rate(moment.seed, moment.step)
+    return [
+        StepRules(
+            criterion=criterion,
+            fitting=fitting,
+            rate=fitting.rate(moment.seed, moment.step, member.place) if fitting.spread else rate,
+            momentum=member.settings["momentum"],
+            nesterov=member.parts.nesterov,
+            pairs=moment.pairs,
+            uses=moment.uses,
+            generator=partial(
+                noise_generator, member.block.steps.device, moment.seed, moment.step, member.number
+            ),
+        )
+        for member in members
+    ]

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from psgd_optim.host import host_values, is_readable
+
 Mask = Tensor | None
 """Which rows of a stack, (B,) and boolean; `None` where it is known on the host to be all."""
 
@@ -132,15 +134,6 @@ def surely(condition: Tensor) -> bool:
     return values is not None and all(values)
 
 
-def host_values(x: Tensor) -> list[float] | None:
-    """Return the numbers of a tensor where reading them waits for nothing, else `None`."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return None
-    # For a few rows, Python is faster than one more kernel.
-    values: list[float] = x.tolist() if x.ndim == 1 else x.flatten().tolist()
-    return values
-
-
 def row_peaks(x: Tensor) -> Tensor:
     """Return the largest modulus of each row, (B, ...) to (B,); not finite where an entry is not.
 
@@ -154,7 +147,7 @@ def row_peaks(x: Tensor) -> Tensor:
 def finite_rows(x: Tensor) -> Mask:
     """Return which rows of a stack (B, ...) are finite throughout."""
     # Finite squares have finite roots: on a CPU, one fast pass settles all but huge numbers.
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if is_readable(x):
         norms: list[float] = row_norms(x).tolist()
         if all(norm < math.inf for norm in norms):
             return None
@@ -370,7 +363,7 @@ def _skew_part(q: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     """Return the real part of the inner product of every two matrices, (B,)."""
     is_large = a[0].numel() >= 1 << 12
-    if is_large and a.device.type == "cpu" and not torch.compiler.is_compiling():
+    if is_large and is_readable(a):
         # Row by row, because there is no batched one that makes no tensor of products.
         pairs = zip(a.flatten(1).unbind(), b.flatten(1).unbind(), strict=True)
         product = torch.stack([torch.vdot(x, y) for x, y in pairs])

@@ -13,9 +13,10 @@ from torch.optim.optimizer import ParamsT
 from psgd_optim.averages import Nesterov
 from psgd_optim.background import Background
 from psgd_optim.blocks import Block
+from psgd_optim.capture import runner_of
 from psgd_optim.clipping import Clip
 from psgd_optim.criteria import Criterion, MomentumWhitening
-from psgd_optim.curvature import Given, LossSource, Pairs, given_pairs
+from psgd_optim.curvature import Given, LossSource, Pairs, check_closure, given_pairs
 from psgd_optim.decay import Decay
 from psgd_optim.diagnostics import StepFigures
 from psgd_optim.fitting import STRETCH, Fitting
@@ -31,7 +32,6 @@ from psgd_optim.groups import (
 )
 from psgd_optim.joint_step import Member, Moment, take_step
 from psgd_optim.noise import noise_generator, normal_like
-from psgd_optim.runners import Compiled, Eager, Runner
 from psgd_optim.scope import Scope
 from psgd_optim.state_io import (
     CLOCK,
@@ -70,11 +70,15 @@ class PSGD(torch.optim.Optimizer):
         clip: Limits and scales of the preconditioned gradient, applied in order; `None` takes the
             criterion's own.
         fitting: Step size, gate, order, start and seed of the preconditioner's fit.
-        compile: Run a step, up to clips and weight decay, as one graph of `torch.compile`, made
-            once for steps with and once for steps without a fit; equal but for rounding. Not
-            compiled are the first steps, until all parameters of a shape have had a gradient;
-            steps in which some of them have none; sparse gradients; criteria that need pairs. Not
-            part of the saved state.
+        compile: Run a step as one graph of `torch.compile`, made once for steps with and once for
+            steps without a fit; equal but for rounding. Not compiled are the first steps, until
+            all parameters of a shape have had a gradient; steps in which some of them have none;
+            sparse gradients; criteria that need pairs. Clips and decays of your own have to take
+            rates as tensors. Not part of the saved state.
+        capturable: Record such a step as a CUDA graph where `compile` would compile it, and replay
+            it: bit for bit an eager step with `lr` as a tensor. The gradients and the random
+            numbers of a fit are copied to places of their own. For forms without matrix
+            decompositions, whose solvers wait for the device.
 
     Raises:
         TypeError: If a part is not of its type.
@@ -100,13 +104,14 @@ class PSGD(torch.optim.Optimizer):
         clip: Sequence[Clip] | None = None,
         fitting: Fitting = Fitting(),
         compile: bool = False,  # noqa: A002 -- what torch calls it
+        capturable: bool = False,
     ) -> None:
-        check_arguments(criterion, clip, fitting, compiles=compile)
+        check_arguments(criterion, clip, fitting, compiles=compile, captures=capturable)
         self.form = form
         self.criterion = criterion
         self.clip = criterion.default_clip if clip is None else tuple(clip)
         self.fitting = fitting
-        self._runner: Runner = Compiled() if compile else Eager()
+        self._runner = runner_of(compiles=compile, captures=capturable)
         self._group_parts: list[GroupParts] = []
         self._store = BlockStore(0)
         self._seed = fitting.seed
@@ -209,7 +214,9 @@ class PSGD(torch.optim.Optimizer):
                 )
         self._background.join()
         if any(p.grad is not None and self._store.is_new(p) for p in self._parameters()):
-            self._store.add(self._store.made(self._arranged, {}))
+            new = self._store.made(self._arranged, {})
+            self._runner.check(itertools.chain.from_iterable(new))
+            self._store.add(new)
             self._numbered = None
             self._show_state()
         if self._uses is None or self._step % STRETCH == 0:
@@ -244,17 +251,7 @@ class PSGD(torch.optim.Optimizer):
         self, source: LossSource, closure: Callable[[], Any] | None, fits: bool
     ) -> tuple[Tensor, Pairs | None]:
         """Set the gradients, and return the loss and, in a step that fits, the pairs."""
-        if closure is None:
-            raise TypeError(
-                f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
-                "step(closure) with a closure that returns the loss, without backward()."
-            )
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            raise TypeError(
-                f"PSGD with {type(source).__name__}() differentiates the loss on this process "
-                "alone, which DistributedDataParallel does not see; average gradients and H v over "
-                "the processes yourself and call step(pair=(v, hv)) with Newton(source=Given())."
-            )
+        closure = check_closure(source, closure)
         params = self._trainable()
         # Every device has a stream of its own: equal numbers would correlate the probes.
         streams = {
@@ -359,6 +356,7 @@ class PSGD(torch.optim.Optimizer):
         self._seed, self._step = clock
         self._uses = None
         self._numbered = None
+        self._runner.forget()
         self._last = None
         self._store = BlockStore(len(self.param_groups))
         self._store.add(blocks)

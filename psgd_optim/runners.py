@@ -1,20 +1,38 @@
 """How the tensor parts of blocks' steps are run: one operation after the other, or as graphs."""
 
 import abc
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeVar, cast, final
 
 import torch
 from torch import Tensor
 
 from psgd_optim.blocks import Block
 from psgd_optim.row_step import Inputs, Numbers, Outcome, Plan, step_list, step_stack
+from psgd_optim.views import View, gradient_of
+from psgd_optim.whole_step import (
+    Draw,
+    Ensemble,
+    Left,
+    Rates,
+    inputs_of,
+    number_tensor,
+    operator_names,
+    step_whole,
+)
 
-_MOST_JOINT = 4
+_MOST_WHOLE = 4
+_count = itertools.count()
 _KEPT_GUARDS = frozenset(["TENSOR_MATCH", "DUPLICATE_INPUT", "NO_TENSOR_ALIASING"])
 
-Graph = Callable[[list[Inputs], Tensor, list[list[Tensor]]], list[Outcome]]
-"""The steps of some blocks, from their inputs, numbers (k, 2), and rows of gradients."""
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+BlockGraph = Callable[[Inputs, Tensor, list[Tensor]], Outcome]
+"""The step of a block, from its inputs, numbers (2,), and rows of gradients."""
+
+WholeGraph = Callable[[list[View], list[Inputs], Tensor], list[Left]]
+"""The step of an ensemble, from its views, inputs and numbers (k, 4)."""
 
 
 class Task(NamedTuple):
@@ -40,6 +58,40 @@ class Runner(abc.ABC):
     def run(self, tasks: Iterable[Task]) -> list[Outcome]:
         """Return the steps of some blocks for their present gradients, in order."""
 
+    def check(self, blocks: Iterable[Block]) -> None:
+        """Refuse new blocks that it cannot step."""
+        return  # most can step all
+
+    def forget(self) -> None:
+        """Let go of all blocks, as others take their place."""
+        return  # most keep none
+
+
+class WholeRunner(Runner):
+    """Runs steps, those of all blocks together where it can.
+
+    Attributes:
+        ensembles: What it has run, or refused to run, by whatever the caller knows it by.
+    """
+
+    ensembles: dict[Hashable, Ensemble | None]
+
+    @abc.abstractmethod
+    def admits(self, ensemble: Ensemble) -> bool:
+        """Return whether it will run an ensemble; it is asked once."""
+
+    @abc.abstractmethod
+    def run_whole(
+        self, ensemble: Ensemble, draws: Sequence[Draw], rates: Sequence[Rates]
+    ) -> list[Left]:
+        """Step an ensemble, and return what is left.
+
+        Args:
+            ensemble: What to step; its state and parameters move on.
+            draws: The random numbers of each block.
+            rates: The numbers of each block.
+        """
+
 
 @final
 class Eager(Runner):
@@ -54,42 +106,65 @@ class Eager(Runner):
 
 
 @final
-class Compiled(Runner):
-    """Runs all blocks as one graph, compiled when a set of plans and layouts first occurs.
+class Compiled(WholeRunner):
+    """Runs a step as one graph, compiled when a set of plans and layouts first occurs.
 
     The set changes with the gate, which makes two graphs, and with the blocks that have gradients.
-    Where some blocks fit and others do not, and for sets that come after the first few, every block
-    has a graph of its own, which it shares with equal ones: their number stays small.
+    Where some blocks fit and others do not, where some are in a special situation, and for sets
+    that come after the first few, every block has a graph of its own, up to the preconditioned
+    gradient, which it shares with equal ones: their number stays small.
 
     Copies and pickles start without graphs, and compile again.
     """
 
     def __init__(self) -> None:
-        self._graphs: dict[Hashable, Graph] = {}
-        self._joint: set[Hashable] = set()
+        self.ensembles = {}
+        self._chosen: dict[Ensemble, WholeGraph] = {}
+        self._wholes: dict[Hashable, WholeGraph] = {}
+        self._graphs: dict[Hashable, BlockGraph] = {}
         self._names: dict[Hashable, tuple[str, ...]] = {}
 
     def __reduce__(self) -> tuple[type["Compiled"], tuple[()]]:
         return Compiled, ()
 
-    def run(self, tasks: Iterable[Task]) -> list[Outcome]:
-        """Return the steps, of all blocks together if they are alike in what they do."""
-        listed = list(tasks)
-        rows = [task.block.gradient_rows() for task in listed]
-        keys = [self._key(*pair) for pair in zip(listed, rows, strict=True)]
-        if self._go_together(listed, tuple(keys)):
-            return self._run(listed, rows, keys)
-        alone = zip(listed, rows, keys, strict=True)
-        return [self._run([task], [own], [key])[0] for task, own, key in alone]
-
-    def _go_together(self, tasks: list[Task], key: Hashable) -> bool:
-        if key in self._joint:
-            return True
-        kinds = {(task.plan.fits, task.block.steps.device) for task in tasks}
-        if len(kinds) != 1 or len(self._joint) == _MOST_JOINT:
-            return False
-        self._joint.add(key)
+    def admits(self, ensemble: Ensemble) -> bool:
+        """Return whether there is a graph for its like, or may be one more."""
+        graph = self._wholes.get(ensemble.key)
+        if graph is None:
+            if len(self._wholes) == _MOST_WHOLE:
+                return False
+            graph = self._wholes[ensemble.key] = _whole_graph(ensemble)
+        self._chosen[ensemble] = graph
         return True
+
+    def run_whole(
+        self, ensemble: Ensemble, draws: Sequence[Draw], rates: Sequence[Rates]
+    ) -> list[Left]:
+        """Step an ensemble as one graph."""
+        numbers = number_tensor(rates, ensemble.device)
+        inputs = [
+            inputs_of(block, role.plan, draw)
+            for block, role, draw in zip(ensemble.blocks, ensemble.roles, draws, strict=True)
+        ]
+        return self._chosen[ensemble]([block.view for block in ensemble.blocks], inputs, numbers)
+
+    def forget(self) -> None:
+        """Let go of all blocks; graphs stay."""
+        self.ensembles.clear()
+        self._chosen.clear()
+
+    def run(self, tasks: Iterable[Task]) -> list[Outcome]:
+        """Return the steps, each block's as a graph of its own."""
+        return [self._run(task) for task in tasks]
+
+    def _run(self, task: Task) -> Outcome:
+        rows = task.block.gradient_rows()
+        key = self._key(task, rows)
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = _block_graph(task.plan)
+        numbers = torch.tensor(task.numbers, dtype=torch.float64)
+        return graph(task.inputs, numbers.to(task.block.steps.device, non_blocking=True), rows)
 
     def _key(self, task: Task, rows: list[Tensor]) -> Hashable:
         """Return all that a graph depends on besides what the guards of its tensors check."""
@@ -106,57 +181,58 @@ class Compiled(Runner):
         key = (plan.form, plan.uses, block.view.shape, block.dtype)
         names = self._names.get(key)
         if names is None:
-            shapes = {name: x.to("meta") for name, x in task.inputs.state.items()}
-            names = self._names[key] = tuple(plan.form.prepare(shapes, plan.uses))
+            names = self._names[key] = operator_names(plan, task.inputs.state)
         return names
 
-    def _run(
-        self, tasks: list[Task], rows: list[list[Tensor]], keys: list[Hashable]
-    ) -> list[Outcome]:
-        key = tuple(keys)
-        graph = self._graphs.get(key)
-        if graph is None:
-            graph = self._graphs[key] = _graph([task.plan for task in tasks])
-        device = tasks[0].block.steps.device
-        given = [task.numbers for task in tasks]
-        numbers = torch.tensor(given, dtype=torch.float64, device=device)
-        return graph([task.inputs for task in tasks], numbers, rows)
+
+def _block_graph(plan: Plan) -> BlockGraph:
+    """Return the compiled step of a plan, with a count of recompilations of its own."""
+
+    def run(inputs: Inputs, numbers: Tensor, rows: list[Tensor]) -> Outcome:
+        return step_list(plan, inputs, Numbers(numbers[0], numbers[1]), rows)
+
+    return compile_function(_known_apart(run))
 
 
-def _graph(plans: list[Plan]) -> Graph:
-    """Return the compiled steps of some plans, with a count of recompilations of its own."""
+def _whole_graph(ensemble: Ensemble) -> WholeGraph:
+    """Return the compiled step of the like of an ensemble, of which it keeps no block."""
+    roles, clips = ensemble.roles, ensemble.clips
 
-    def run(inputs: list[Inputs], numbers: Tensor, rows: list[list[Tensor]]) -> list[Outcome]:
-        return [
-            step_list(plan, own, Numbers(numbers[i, 0], numbers[i, 1]), grads)
-            for i, (plan, own, grads) in enumerate(zip(plans, inputs, rows, strict=True))
-        ]
+    def run(views: list[View], inputs: list[Inputs], numbers: Tensor) -> list[Left]:
+        stacks = [torch.stack(view.lay(gradient_of)) for view in views]
+        return step_whole(roles, clips, views, inputs, numbers, stacks)
 
-    # torch counts the graphs of a code object, and gives up at the ninth.
-    run.__code__ = run.__code__.replace()
-    return compile_function(run)
+    return compile_function(_known_apart(run))
+
+
+def _known_apart(function: Function) -> Function:
+    """Return a function with a code and a name of its own."""
+    # torch counts the graphs of a code object, and gives up at the ninth; and what differs between
+    # calls of functions of one name and place becomes dynamic.
+    code = function.__code__
+    function.__code__ = code.replace(co_name=f"{code.co_name}_{next(_count)}")
+    return function
 
 
 def compile_function(
-    function: Graph, backend: str | Callable[..., Callable[..., Any]] = "inductor"
-) -> Graph:
+    function: Function, backend: str | Callable[..., Callable[..., Any]] = "inductor"
+) -> Function:
     """Return a function as one graph of tensors of fixed shapes.
 
     Args:
-        function: A function of tensors, in lists and dataclasses.
+        function: A function of tensors, in lists and records.
         backend: What makes code of the graph, as for `torch.compile`.
 
     Returns:
         The compiled function.
     """
-    compiled: Graph = torch.compile(
-        function,
-        fullgraph=True,
-        dynamic=False,
-        backend=backend,
-        options={"guard_filter_fn": _tensor_guards},
-    )
-    return compiled
+    options: dict[str, Any] = {"guard_filter_fn": _tensor_guards}
+    if backend == "inductor":
+        options["size_asserts"] = False  # the guards have looked already
+    # With `dynamic=False`, every call would patch torch's configuration, which takes a sixth of a
+    # small step: a function meets tensors of one shape alone, which makes nothing dynamic.
+    compiled = torch.compile(function, fullgraph=True, backend=backend, options=options)
+    return cast("Function", compiled)
 
 
 def _tensor_guards(guards: Sequence[Any]) -> list[bool]:

@@ -6,7 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from psgd_optim.linalg import host_values, per_block, row_norms, row_peaks
+from psgd_optim.host import host_values
+from psgd_optim.linalg import per_block, row_norms, row_peaks
 
 
 @final

@@ -5,7 +5,7 @@ vector. A unit is the smallest set of rows that has or has not a gradient as a w
 """
 
 import abc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import final
 
 import torch
@@ -54,6 +54,11 @@ class View(abc.ABC):
     @abc.abstractmethod
     def pairs(self, stack: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Return views of the parameters, and views of a stack's rows of the same shapes."""
+
+    @property
+    def layout(self) -> Hashable:
+        """How parameters of which shapes lie in the rows, whichever they are."""
+        return type(self), self.shape, tuple(self.counts), tuple(p.shape for p in self.params)
 
     @property
     def params(self) -> list[Tensor]:
@@ -147,6 +152,14 @@ class Pieces(View):
         self.units = [[p] for p, _ in self._pieces]
         self.counts = [len(boxes) for _, boxes in self._pieces]
         self.prefix = "x".join(map(str, self.shape)) + "/"
+
+    @property
+    def layout(self) -> Hashable:
+        """Which boxes of parameters of which shapes are the rows."""
+        return tuple(
+            (p.shape, tuple((s.start, s.stop) for box in boxes for s in box))
+            for p, boxes in self._pieces
+        )
 
     def only(self, units: Sequence[int]) -> View:
         """Return the view of the boxes of some parameters."""
@@ -244,6 +257,11 @@ class Touched(View):
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.clone() if self._index is None else x.index_select(0, self._index)
+
+
+def gradient_of(param: Tensor) -> Tensor | None:
+    """Return the gradient of a parameter, the most usual source."""
+    return param.grad
 
 
 def _or_zeros(source: Source, param: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def test_help_lists_models_and_contenders(call, capsys):
 
 
 def test_names_are_unique():
-    assert len(BY_NAME) == len(CONTENDERS) == len(STANDARD) + len(OURS) + 1 + len(PEERS)
+    assert len(BY_NAME) == len(CONTENDERS) == len(STANDARD) + len(OURS) + 2 + len(PEERS)
 
 
 def test_every_form_steps_or_says_why_not():
@@ -349,3 +349,17 @@ def test_race_on_cuda():
     workload = make_workload("mlp-64", torch.device("cuda"), autocast=True)
     record = race(workload, chosen(ADAMW_FUSED, "psgd-long-diagonal"), TINY, quiet)
     assert len(lines(record, 0.03)) == 3
+
+
+def test_graphs_of_a_device_are_refused_where_there_is_none():
+    workload = make_workload("mlp-64", CPU)
+    found = race(workload, chosen("psgd-long-diagonal-captured"), TINY, quiet)
+    assert "no CUDA graphs" in found["left_out"]["psgd-long-diagonal-captured"]
+    assert found["contenders"] == {}
+
+
+@pytest.mark.gpu
+def test_a_captured_step_is_measured_on_a_gpu():
+    workload = make_workload("mlp-64", torch.device("cuda"))
+    found = race(workload, chosen("psgd-long-diagonal-captured"), TINY, quiet)
+    assert set(found["contenders"]) == {"psgd-long-diagonal-captured"}

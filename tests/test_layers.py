@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
-    {"types", "noise", "penalty", "views", "background", "affine.base"},
+    {"types", "noise", "penalty", "views", "background", "host", "affine.base"},
     {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
     {
         "group_gradient",
@@ -39,8 +39,9 @@ LAYERS = [
     {"curvature", "scope", "blocks", "decay", "fitting", "diagnostics"},
     {"criteria", "sparse_block", "state_io", "summary"},
     {"row_step", "groups", "store"},
+    {"whole_step"},
     {"runners"},
-    {"block_step"},
+    {"block_step", "capture"},
     {"joint_step"},
     {"optimizer"},
     {"named", "config"},

@@ -78,7 +78,7 @@ class Contender:
         moments: Averages of the size of the parameters that any such step must keep.
         form: The form or scope, if it is a `PSGD`.
         distribution: The package it comes from, if that is not always installed.
-        compiles: Whether its first steps are spent on compiling.
+        compiles: Whether its first steps are spent on making graphs.
         note: What the table says about it.
     """
 
@@ -121,10 +121,14 @@ def _psgd(
     *,
     form: Preconditioner | Scope,
     compiles: bool = False,
+    captures: bool = False,
 ) -> Optimizers:
+    if captures and any(parameter.device.type != "cuda" for _, parameter in named):
+        raise Refusal("there are no CUDA graphs on this device")
     fitting = Fitting(gate=gate, max_memory=limit)
+    psgd = partial(PSGD, compile=compiles, capturable=captures)
     try:
-        return [PSGD(named, LR, form=form, momentum=0.9, fitting=fitting, compile=compiles)]
+        return [psgd(named, LR, form=form, momentum=0.9, fitting=fitting)]
     except ValueError as error:
         raise Refusal(str(error)) from error
 
@@ -202,5 +206,14 @@ COMPILED = Contender(
     note="compiled",
 )
 """The first of them as graphs; clocks around functions do not see into these."""
+
+CAPTURED = Contender(
+    name="psgd-long-diagonal-captured",
+    build=partial(_psgd, form=Kron(), captures=True),
+    phases=(APPLY, FIT),
+    compiles=True,
+    note="captured in CUDA graphs",
+)
+"""The same, where there is a device for it."""
 
 HEADLINE = tuple(contender.name for contender in OURS[:8])

@@ -18,14 +18,14 @@ from psgd_optim.tools.runtime import (
 )
 from psgd_optim.types import InputError
 from step_bench import facts
-from step_bench.contenders import COMPILED, HEADLINE, OURS, STANDARD, Contender
+from step_bench.contenders import CAPTURED, COMPILED, HEADLINE, OURS, STANDARD, Contender
 from step_bench.models import MODELS, make_workload
 from step_bench.peers import MODULES, PEERS, installed
 from step_bench.race import Record, race
 from step_bench.report import markdown
 from step_bench.timing import Effort
 
-CONTENDERS = (*STANDARD, *OURS, COMPILED, *PEERS)
+CONTENDERS = (*STANDARD, *OURS, COMPILED, CAPTURED, *PEERS)
 LEAST_REPEATS = 7
 
 
@@ -45,7 +45,8 @@ class BenchConfig:
     psgd-both-dense-every-step, psgd-both-dense-quad-every-step, psgd-long-diagonal-bf16,
     psgd-both-dense-bf16, psgd-all-diagonal, psgd-scan, psgd-scaw, psgd-diagonal,
     psgd-closed-diagonal, psgd-scalar, psgd-dense, psgd-lowrank, psgd-sparse-lu, psgd-arrow,
-    psgd-permutation, psgd-butterfly, psgd-long-diagonal-compiled, pytorch-optimizer-kron,
+    psgd-permutation, psgd-butterfly, psgd-long-diagonal-compiled,
+    psgd-long-diagonal-captured, pytorch-optimizer-kron,
     pytorch-optimizer-soap, pytorch-optimizer-shampoo, heavyball-psgdkron, heavyball-psgdpro,
     kron-torch."""
     repeats: int = 9

@@ -38,6 +38,31 @@ def test_decays_follow_their_formulas(dtype: torch.dtype, lr: Any, cautious: boo
     torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("decay", [Decoupled(), Cautious(), Hyperball()])
+def test_numbers_may_be_tensors(decay: Decay, dtype: torch.dtype) -> None:
+    lr, rate = 0.01, 0.9
+    found = []
+    for as_tensors in (False, True):
+        view, updates = stack(dtype)
+        updates = updates if dtype.is_complex else updates.float()
+        numbers = [torch.tensor(x, dtype=torch.float64) if as_tensors else x for x in (lr, rate)]
+        memory = {"radius": torch.zeros(3)} if decay.memory else {}
+        decay.take_step(view, updates, *numbers, memory)
+        found.append(view.params)
+    # The step is rounded once more with a tensor, after the product with the update.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(found[1], found[0], rtol=eps, atol=1e-7 if eps < 1e-6 else 1e-5)
+
+
+def test_a_decay_that_is_a_tensor_is_not_rounded_to_half_precision() -> None:
+    before = torch.linspace(-8, 8, 64).bfloat16()
+    p = before.clone()
+    lr, rate = (torch.tensor(x, dtype=torch.float64) for x in (0.1, 0.03))
+    Decoupled().take_step(Stacked([p]), torch.zeros(1, 64), lr, rate, {})
+    assert torch.equal(p, (before.double() * (1 - 0.1 * 0.03)).bfloat16())
+
+
 def test_cautious_decay_spares_what_the_step_moves_away_from_zero() -> None:
     p = torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0])
     Cautious(1.0).take_step(Stacked([p]), torch.tensor([[1.0, -1, -1, 1, 0]]), 0.5, 1.0, {})

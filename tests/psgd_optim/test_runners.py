@@ -12,8 +12,20 @@ import torch
 from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 
-from psgd_optim import PSGD, Diagonal, Fitting, Kron, Newton, runners
+from psgd_optim import (
+    PSGD,
+    Cautious,
+    Diagonal,
+    Fitting,
+    Hyperball,
+    Kron,
+    MatchRMS,
+    Newton,
+    Split,
+    runners,
+)
 from psgd_optim.averages import Nesterov
+from psgd_optim.clipping import ClipJointRMS
 from psgd_optim.criteria import GradientWhitening, UnbiasedFisher
 from psgd_optim.curvature import Given
 from psgd_optim.forms.low_rank import LowRank
@@ -91,6 +103,44 @@ def test_two_graphs_serve_all_shapes_rates_and_decays(graphs: Graphs) -> None:
     assert len(graphs) == 2  # with and without a fit
 
 
+def test_clips_decay_and_figures_are_in_the_graph(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer = optimizer_of(SHAPES, form=Diagonal(), weight_decay=Cautious(0.1), compile=True)
+    take_steps(optimizer, range(2))
+
+    def not_here(*args: Any) -> None:
+        raise AssertionError("A compiled step did something outside of its graph.")
+
+    for path in (
+        "joint_step.clip_and_move",
+        "joint_step.precondition_all",
+        "clipping.ClipRMS.clip_",
+    ):
+        monkeypatch.setattr(f"psgd_optim.{path}", not_here)
+    monkeypatch.setattr("psgd_optim.updates.row_norms", not_here)
+    before = [x.clone() for x in values(optimizer)]
+    take_steps(optimizer, range(2, 4))
+    assert not any(torch.equal(x, y) for x, y in zip(before, values(optimizer), strict=True))
+    assert float(optimizer.metrics()["update_rms"]) > 0
+    assert len(graphs) == 1
+
+
+def test_an_lr_that_is_a_tensor_can_change_too(graphs: Graphs) -> None:
+    found = []
+    for compiled in (False, True):
+        lr = torch.tensor(0.01, dtype=torch.float64)
+        optimizer = optimizer_of(
+            SHAPES, lr=lr, form=Diagonal(), weight_decay=0.1, clip=(), compile=compiled
+        )
+        for step in range(6):
+            lr.fill_(0.01 / (1 + step))
+            take_steps(optimizer, range(step, step + 1))
+        found.append(values(optimizer))
+    torch.testing.assert_close(found[1], found[0], **SAME)
+    assert len(graphs) == 1
+
+
 @pytest.mark.slow
 def test_blocks_that_fit_in_different_steps_have_graphs_of_their_own(graphs: Graphs) -> None:
     shapes = [(n,) for n in range(1, 13)]
@@ -124,7 +174,12 @@ def test_equal_plans_share_a_graph(graphs: Graphs) -> None:
         {},
         {"form": Kron(geometry=EQ), "momentum": Nesterov(0.8)},
         {"form": Kron(dtype=torch.bfloat16)},
-        {"form": Joint(LowRank())},
+        {"form": Joint(LowRank()), "weight_decay": Hyperball()},
+        {
+            "form": Split(Kron(), 3),
+            "weight_decay": Cautious(0.1),
+            "clip": (MatchRMS(), ClipJointRMS(0.1)),
+        },
         {
             "form": Diagonal(),
             "criterion": GradientWhitening(),
@@ -136,7 +191,7 @@ def test_equal_plans_share_a_graph(graphs: Graphs) -> None:
             "fitting": Fitting(gate=every_third, update_first=False),
         },
     ],
-    ids=["default", "eq-nesterov", "bfloat16", "low-rank", "adaptive", "fisher-late"],
+    ids=["default", "eq-nesterov", "bfloat16", "low-rank", "pieces", "adaptive", "fisher-late"],
 )
 def test_compiled_steps_equal_eager_ones(graphs: Graphs, settings: dict[str, Any]) -> None:
     settings = {"fitting": Fitting(gate=every_third)} | settings
