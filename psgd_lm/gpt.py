@@ -6,6 +6,7 @@ the vocabulary. Pre-LayerNorm blocks, GELU, and the initial sizes of GPT-2.
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ INITIAL_STD = 0.02  # GPT-2's
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """The sizes of a GPT; its vocabulary comes from the tokenizer."""
+
+    name: ClassVar[str] = "gpt"
 
     layers: int = 4
     """Transformer blocks."""
@@ -63,23 +66,38 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.project = nn.Linear(config.width, config.width, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Memory = ()) -> tuple[Tensor, Memory]:
         """Mix the positions up to each one.
 
         Args:
             x: (B, T, D).
+            past: Keys and values of the P positions before, (B, H, P, D/H) each, if there are any.
 
         Returns:
-            (B, T, D).
+            (B, T, D), and keys and values of all positions, (B, H, P + T, D/H) each.
         """
         heads = self.query_key_value(x).unflatten(-1, (3 * self.heads, -1))  # (B, T, 3H, D/H)
         query, key, value = heads.transpose(1, 2).chunk(3, dim=1)  # (B, H, T, D/H) each
-        dropout = self.dropout if self.training else 0.0
+        if past:
+            key, value = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True))
+        new, seen = query.shape[2], key.shape[2]
+        is_first = new == seen
+        # torch's own causal mask would let the first new position see the first old one only.
+        mask = None if is_first or new == 1 else _causal_mask(new, seen, x.device)
         mixed = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_first,
         )  # (B, H, T, D/H)
-        projected: Tensor = self.project(mixed.transpose(1, 2).flatten(2))
-        return projected
+        return self.project(mixed.transpose(1, 2).flatten(2)), (key, value)
+
+
+def _causal_mask(new: int, seen: int, device: torch.device) -> Tensor:
+    """Return which of all positions each of the last ones may see, (new, seen) bool."""
+    return torch.ones(new, seen, dtype=torch.bool, device=device).tril(seen - new)
 
 
 class Block(nn.Module):
@@ -99,19 +117,20 @@ class Block(nn.Module):
         self.project = nn.Linear(4 * width, width, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Memory = ()) -> tuple[Tensor, Memory]:
         """Apply the layer.
 
         Args:
             x: (B, T, D).
+            past: As of `Attention`.
 
         Returns:
-            (B, T, D).
+            (B, T, D), and keys and values as of `Attention`.
         """
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        mixed, kept = self.attention(self.attention_norm(x), past)
+        x = x + self.dropout(mixed)
         hidden = F.gelu(self.expand(self.perceptron_norm(x)))  # (B, T, 4D)
-        out: Tensor = x + self.dropout(self.project(hidden))
-        return out
+        return x + self.dropout(self.project(hidden)), kept
 
 
 class GPT(LanguageModel):
@@ -143,22 +162,38 @@ class GPT(LanguageModel):
                 parameter.normal_(std=INITIAL_STD / math.sqrt(depth))
 
     def empty_memory(self, rows: int) -> Memory:
-        """Return the memory of texts that begin."""
-        raise NotImplementedError("keys and values are not kept yet")
+        """Return the memory of texts that begin: keys and values of no token, layer by layer."""
+        heads, weight = self.config.heads, self.token_embedding.weight
+        shape = (rows, heads, 0, self.config.width // heads)
+        return tuple(weight.new_empty(shape) for _ in range(2 * self.config.layers))
 
     def forward(self, tokens: Tensor, memory: Memory | None = None) -> Output:
         """Predict the token after every position.
 
         Args:
-            tokens: (B, T) int64, T up to the context.
-            memory: Keys and values of the tokens before.
+            tokens: (B, T) int64; T, and the tokens in the memory, up to the context.
+            memory: Keys and values of the P tokens before, (B, H, P, D/H) each, layer by layer.
 
         Returns:
-            The logits.
+            The logits, and the memory with these tokens in it if one was given.
+
+        Raises:
+            ValueError: If the tokens and those in the memory are more than the context.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
+        before = memory[0].shape[2] if memory else 0
+        after = before + tokens.shape[1]
+        if after > self.context:
+            raise ValueError(
+                f"GPT got {tokens.shape[1]} tokens after {before}; the context holds "
+                f"{self.context}: begin again with an empty memory and the last tokens."
+            )
+        positions = torch.arange(before, after, device=tokens.device)  # (T,)
         x = self.token_embedding(tokens) + self.position_embedding(positions)  # (B, T, D)
         x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x)
-        return Output(F.linear(self.norm(x), self.token_embedding.weight), memory)
+        kept: Memory = ()
+        for i, block in enumerate(self.blocks):
+            x, pair = block(x, memory[2 * i : 2 * i + 2] if memory else ())
+            if memory:
+                kept += pair
+        logits = F.linear(self.norm(x), self.token_embedding.weight)
+        return Output(logits, kept if memory else None)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Memory = tuple[Tensor, ...]
-"""What a model keeps of the tokens it has seen: a recurrent state, or keys and values."""
+"""What a model keeps of the tokens it has seen: a recurrent state, or keys and values.
+
+The first axis of every tensor is that of the rows, so that rows can be chosen and repeated.
+"""
 
 
 class Output(NamedTuple):
