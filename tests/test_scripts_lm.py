@@ -15,7 +15,7 @@ import sample_lm
 import train_lm
 from _cli import BAD_INPUT, OK, STORAGE, run
 
-from psgd_lm import train as train_module
+from psgd_lm import trainee
 from psgd_optim.tools.checkpoint import write_checkpoint
 
 
@@ -56,14 +56,14 @@ def test_train_evaluate_and_sample(call):
 
 
 def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
-    build = train_module.build
+    build = trainee.build
 
     def build_and_interrupt(*arguments):
         signal.raise_signal(signal.SIGINT)
         return build(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "build", build_and_interrupt)
+        patch.setattr(trainee, "build", build_and_interrupt)
         code, out, _ = call(train_lm, "smoke --seed 3")
     assert code == OK
     assert "interrupted: 0 steps" in out
@@ -112,7 +112,7 @@ def test_compare_prints_its_table(call):
         (train_lm, "smoke --data.path empty.txt", "empty.txt is empty"),
         (train_lm, "smoke --data.path short.txt", "has 9 tokens, a window takes 17"),
         (train_lm, "smoke --data.path latin.txt", "not UTF-8: byte 0xe9 at offset 3"),
-        (train_lm, "smoke --optim.lr 1e30 --warmup 0", "loss of step 2 is not finite"),
+        (train_lm, "smoke --optim.lr 1e30 --warmup 0", "gradient of step 5 is not finite"),
         (train_lm, "smoke --run-dir other", "other exists and is no run folder"),
         (train_lm, "smoke --resume", "There is no runs/smoke/config.json"),
         (train_lm, "shakespeare-cpu", "Cannot read the text input.txt"),
@@ -193,7 +193,7 @@ def test_run_folder_below_a_file_is_bad_input(call, tmp_path):
     ("script", "line", "words"),
     [
         (train_lm, "--help", ["embedded", "shakespeare-char", "--optim NAME", "psgd, adamw"]),
-        (train_lm, "smoke --help", ["--optim.lr", "--data.path", "Windows of text per step."]),
+        (train_lm, "smoke --help", ["--optim.lr", "--data.path", "Windows of text per step,"]),
         (evaluate_lm, "--help", ["--best"]),
         (sample_lm, "--help", ["--temperature"]),
         (compare_forms, "--help", ["--problems", "Steps of every run"]),

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from psgd_lm.stepping import lr_factor
+from psgd_lm.lr_schedule import lr_factor
 from psgd_optim.tools.stepping import needs_closure
 
 Optimizers = list[torch.optim.Optimizer]

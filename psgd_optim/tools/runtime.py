@@ -60,10 +60,9 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
         By name: (n,) uint8 of torch, which dropout draws from, and (n,) float64 of Python.
     """
     version, words, normal = random.getstate()
-    # Exact: the words have 32 bits. NaN stands for no normal number in store.
-    python = torch.tensor(
-        [version, *words, float("nan") if normal is None else normal], dtype=torch.float64
-    )
+    # Exact: the words have 32 bits. Infinity stands for no normal number in store.
+    stored = math.inf if normal is None else normal
+    python = torch.tensor([version, *words, stored], dtype=torch.float64)
     state = {"cpu": torch.get_rng_state(), "python": python}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -80,7 +79,7 @@ def set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
     torch.set_rng_state(state["cpu"])
     if "python" in state:
         version, *words, normal = state["python"].tolist()
-        stored = None if math.isnan(normal) else normal
+        stored = None if math.isinf(normal) else normal
         random.setstate((int(version), tuple(map(int, words)), stored))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)

@@ -13,6 +13,13 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "needs_closure", False))
 
 
+def differentiates_twice(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the next step differentiates the loss twice, which few fused kernels allow."""
+    source = getattr(getattr(optimizer, "criterion", None), "pairs", None)
+    is_exact = bool(getattr(source, "differentiates_twice", False))
+    return is_exact and bool(getattr(optimizer, "fits_next", True))
+
+
 def check_clipping(optimizer: torch.optim.Optimizer, max_norm: float, flag: str) -> None:
     """Refuse to clip a gradient that only the optimizer sees.
 

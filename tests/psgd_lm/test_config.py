@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from psgd_lm.config import PRESETS, TUNED, TrainConfig
+from psgd_lm.config import TrainConfig
+from psgd_lm.presets import PRESETS, TUNED
 from psgd_optim.config import OPTIMIZERS
 from psgd_optim.types import InputError
 
