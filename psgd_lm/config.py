@@ -5,7 +5,7 @@ from pathlib import Path
 
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPTConfig
-from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 
@@ -18,7 +18,7 @@ class TrainConfig:
     """Sizes of the model."""
     data: DataConfig = field(default_factory=DataConfig)
     """Text and tokens."""
-    optim: OptimizerConfig = field(default_factory=KronConfig)
+    optim: OptimizerConfig = field(default_factory=PSGDConfig)
     """Optimizer, by name (--optim adamw), and its settings (--optim.lr 3e-3)."""
     steps: int = 1000
     """Optimizer steps."""
@@ -72,14 +72,14 @@ TUNED: dict[str, dict[str, OptimizerConfig]] = {
     #   psgd   1e-3 1.366, 1.4e-3 1.342, 2e-3 1.362
     #   adamw  2.5e-3 1.616, 4e-3 1.599, 6e-3 1.626
     # On an earlier, easier text, weight decay 0.1, beta2 0.95 or no grad_clip did not help adamw.
-    "embedded": {"psgd": KronConfig(lr=1.4e-3), "adamw": AdamWConfig(lr=4e-3)},
-    "smoke": {"psgd": KronConfig(lr=1e-2), "adamw": AdamWConfig(lr=1e-2)},
+    "embedded": {"psgd": PSGDConfig(lr=1.4e-3), "adamw": AdamWConfig(lr=4e-3)},
+    "smoke": {"psgd": PSGDConfig(lr=1e-2), "adamw": AdamWConfig(lr=1e-2)},
     # Tried with seed 0; final validation loss by learning rate:
     #   psgd   1e-3 1.623;  adamw  1e-3 (nanoGPT's) 1.907, 3e-3 1.775, 5e-3 1.800
-    "shakespeare-cpu": {"psgd": KronConfig(lr=1e-3), "adamw": AdamWConfig(lr=3e-3)},
+    "shakespeare-cpu": {"psgd": PSGDConfig(lr=1e-3), "adamw": AdamWConfig(lr=3e-3)},
     # adamw is nanoGPT's; nothing else was tried, the run takes a GPU.
     "shakespeare-char": {
-        "psgd": KronConfig(lr=1e-3, weight_decay=0.1),
+        "psgd": PSGDConfig(lr=1e-3, weight_decay=0.1),
         "adamw": AdamWConfig(lr=1e-3, weight_decay=0.1),
     },
 }

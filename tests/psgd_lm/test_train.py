@@ -78,7 +78,7 @@ def test_summary_has_every_figure(tiny_config):
     assert len(summary["corpus"]["sha256"]) == 64
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_parameters_move_in_the_first_step_and_the_loss_falls(tiny_config, name):
     config = replace(tiny_config, optim=replace(OPTIMIZERS[name], lr=1e-2), eval_every=1)
     train(config)
@@ -115,7 +115,7 @@ def test_same_seed_gives_the_same_run_and_another_does_not(tiny_config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(long_config, name, number):
     config = replace(long_config, optim=OPTIMIZERS[name])
     whole = replace(config, run_dir=config.run_dir.with_name("whole"))
@@ -182,7 +182,7 @@ def test_finished_run_is_not_run_again(tiny_config, monkeypatch):
     assert again.summary == first.summary
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_config, name):
     optim = replace(OPTIMIZERS[name], lr=1e30)
     config = replace(tiny_config, optim=optim, warmup=0, steps=40, log_every=1000, eval_every=15)
