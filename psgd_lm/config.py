@@ -4,11 +4,14 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from psgd_lm.averaging import AverageConfig
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPTConfig
 from psgd_lm.models import ModelConfig
 from psgd_lm.objective import Precision
-from psgd_optim.config import KronConfig, OptimizerConfig
+from psgd_lm.routing import Route, Routes, Same
+from psgd_lm.schedules import Cosine, Schedule
+from psgd_optim.config import OptimizerConfig, PSGDConfig
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 
@@ -21,8 +24,20 @@ class TrainConfig:
     """Sizes of the model."""
     data: DataConfig = field(default_factory=DataConfig)
     """Text and tokens."""
-    optim: OptimizerConfig = field(default_factory=KronConfig)
+    optim: OptimizerConfig = field(default_factory=PSGDConfig)
     """Optimizer, by name (--optim adamw), and its settings (--optim.lr 3e-3)."""
+    embedding: Route = field(default_factory=Same)
+    """Optimizer of embeddings, a tied head among them; `same` is that of --optim."""
+    head: Route = field(default_factory=Same)
+    """Optimizer of an untied head."""
+    vector: Route = field(default_factory=Same)
+    """Optimizer of biases and gains."""
+    schedule: Schedule = field(default_factory=Cosine)
+    """How learning rates change over the run, by name (--schedule wsd)."""
+    average: AverageConfig = field(default_factory=AverageConfig)
+    """Whether evaluations take an average of the weights, and from when on."""
+    init_from: Path | None = None
+    """Folder with a GPT-2 in Hugging Face's layout to start from, instead of fresh weights."""
     steps: int = 1000
     """Optimizer steps; 0 if --epochs says how long the run is."""
     epochs: float = 0.0
@@ -36,10 +51,6 @@ class TrainConfig:
     same but for rounding. 0 takes all at once."""
     variable_length: bool = False
     """Whether the pieces of running text vary in length about the model's context (AWD-LSTM)."""
-    warmup: int = 100
-    """Steps in which the learning rate grows linearly from almost 0 to its full value."""
-    final_lr_fraction: float = 0.1
-    """Part of the learning rate that is left at the last step; a cosine leads there."""
     grad_clip: float = 1.0
     """Largest norm of the gradient of all parameters together; 0 switches clipping off."""
     precision: Precision = "float32"
@@ -75,7 +86,6 @@ class TrainConfig:
         for name in ("batch_size", "log_every", "eval_every"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in (
-            "warmup",
             "grad_clip",
             "tokens_per_step",
             "micro_batch",
@@ -86,7 +96,6 @@ class TrainConfig:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         self._require("seed", 0 <= self.seed < 2**63, "0 or more, and less than 2^63")
         check_threads("--threads", self.threads)
-        self._require("final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "between 0 and 1")
         self._check_length()
         if self.tokens_per_step % self.model.context:
             raise InputError(
@@ -102,13 +111,20 @@ class TrainConfig:
     def _check_length(self) -> None:
         if self.epochs == 0:
             self._require("steps", self.steps >= 1, "1 or more")
-            self._require("warmup", self.warmup < self.steps, f"less than the {self.steps} steps")
+            self.schedule.check(self.steps)
         self._require("epochs", 0 <= self.epochs < math.inf, "0 or more")
         if self.epochs and self.steps:
             raise InputError(
                 f"Got steps {self.steps} and epochs {self.epochs:g}; give one of --steps and "
                 "--epochs, and 0 for the other."
             )
+
+    @property
+    def routes(self) -> Routes:
+        """Which optimizer steps which parameters."""
+        return Routes(
+            optim=self.optim, embedding=self.embedding, head=self.head, vector=self.vector
+        )
 
     @property
     def rows(self) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 from psgd_lm.config import TrainConfig
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPTConfig
-from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_lm.schedules import Cosine
+from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
 
 SHAKESPEARE = DataConfig(path="input.txt")
 """The tiny-shakespeare file that nanoGPT made customary; `--data.path` says where it lies."""
@@ -15,14 +16,14 @@ TUNED: dict[str, dict[str, OptimizerConfig]] = {
     #   psgd   1e-3 1.366, 1.4e-3 1.342, 2e-3 1.362
     #   adamw  2.5e-3 1.616, 4e-3 1.599, 6e-3 1.626
     # On an earlier, easier text, weight decay 0.1, beta2 0.95 or no grad_clip did not help adamw.
-    "embedded": {"psgd": KronConfig(lr=1.4e-3), "adamw": AdamWConfig(lr=4e-3)},
-    "smoke": {"psgd": KronConfig(lr=1e-2), "adamw": AdamWConfig(lr=1e-2)},
+    "embedded": {"psgd": PSGDConfig(lr=1.4e-3), "adamw": AdamWConfig(lr=4e-3)},
+    "smoke": {"psgd": PSGDConfig(lr=1e-2), "adamw": AdamWConfig(lr=1e-2)},
     # Tried with seed 0; final validation loss by learning rate:
     #   psgd   1e-3 1.623;  adamw  1e-3 (nanoGPT's) 1.907, 3e-3 1.775, 5e-3 1.800
-    "shakespeare-cpu": {"psgd": KronConfig(lr=1e-3), "adamw": AdamWConfig(lr=3e-3)},
+    "shakespeare-cpu": {"psgd": PSGDConfig(lr=1e-3), "adamw": AdamWConfig(lr=3e-3)},
     # adamw is nanoGPT's; nothing else was tried, the run takes a GPU.
     "shakespeare-char": {
-        "psgd": KronConfig(lr=1e-3, weight_decay=0.1),
+        "psgd": PSGDConfig(lr=1e-3, weight_decay=0.1),
         "adamw": AdamWConfig(lr=1e-3, weight_decay=0.1),
     },
 }
@@ -43,7 +44,7 @@ PRESETS: dict[str, TrainConfig] = {
         optim=TUNED["smoke"]["psgd"],
         steps=20,
         batch_size=4,
-        warmup=2,
+        schedule=Cosine(warmup=2),
         log_every=5,
         eval_every=10,
         run_dir=Path("runs/smoke"),

@@ -13,14 +13,13 @@ from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
 from psgd_lm.evaluate import evaluate
 from psgd_lm.guard import BadStepError, Fingerprint, FiniteGuard, is_finite, memory_advice
-from psgd_lm.lr_schedule import lr_factor
 from psgd_lm.meter import Meter
 from psgd_lm.progress import Progress
 from psgd_lm.saved_run import KIND, check_text, text_identity
 from psgd_lm.stepping import Taken
 from psgd_lm.summary import figures_on_test, summarise_run
 from psgd_lm.tokens import Tokens
-from psgd_lm.trainee import Trainee
+from psgd_lm.trainee import Trainee, make_model
 from psgd_optim.tools.checkpoint import keep_copy, write_checkpoint
 from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
 from psgd_optim.tools.runtime import Interrupt, resolve_device, seed_everything, torch_threads
@@ -106,12 +105,13 @@ class _Run:
         self.data = load_data(config.data, config.model.context)
         self.identity = text_identity(self.data)
         seed_everything(config.seed)
-        self.trainee = Trainee(config, self.data.tokenizer.vocab_size, self.device)
-        self.model = self.trainee.model
+        self.model = make_model(config, self.data.tokenizer.vocab_size).to(self.device)
         self.batches = make_batches(
             config, self.data.train.to(self.device), is_recurrent=self.model.is_recurrent
         )
         self.steps = config.steps or self.batches.steps_in(config.epochs)
+        config.schedule.check(self.steps)
+        self.trainee = Trainee(config, self.model, self.steps)
         self.validation_tokens = self.data.validation.to(self.device)
         self.guard = FiniteGuard(self.device)
         self.progress = Progress()
@@ -187,7 +187,8 @@ class _Run:
 
     def _train_on(self, batch: Batch, number: int, bar: tqdm) -> None:
         config, progress, trainee = self.config, self.progress, self.trainee
-        factor = self._lr_factor(progress.step) * batch.lr_factor
+        factor = config.schedule.factor(progress.step, self.steps, progress.history)
+        factor *= batch.lr_factor
         trainee.set_lr_factor(factor)
         is_logged = number % config.log_every == 0
         with (
@@ -203,16 +204,9 @@ class _Run:
         if self.fingerprint is not None and number >= min(MOVED_BY, self.steps):
             self.fingerprint.check_moved(number, config.optim.lr)
             self.fingerprint = None
+        trainee.averaging.update(self.model, number, progress.history)
         if is_logged:
             self._log(taken, factor, bar)
-
-    def _lr_factor(self, step: int) -> float:
-        return lr_factor(
-            step,
-            steps=self.steps,
-            warmup=self.config.warmup,
-            final=self.config.final_lr_fraction,
-        )
 
     def _log(self, taken: Taken, factor: float, bar: tqdm) -> None:
         """Record a step; its loss is waited for."""
@@ -236,9 +230,10 @@ class _Run:
         self._check_steps()
         progress = self.progress
         with self.meter.paused():
-            evaluation = evaluate(
-                self.model, self.validation_tokens, self.data.tokenizer.byte_lengths()
-            )
+            with self.trainee.averaging.swapped(self.model):
+                evaluation = evaluate(
+                    self.model, self.validation_tokens, self.data.tokenizer.byte_lengths()
+                )
             if not math.isfinite(evaluation.loss):
                 raise BadStepError(progress.step, "The validation loss")
             self._check_parameters()

@@ -6,13 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from psgd_lm.averaging import Averaging
 from psgd_lm.config import TrainConfig
+from psgd_lm.gpt2_files import load_gpt2
 from psgd_lm.language_model import LanguageModel, Output
 from psgd_lm.models import build_model
 from psgd_lm.objective import Objective
+from psgd_lm.routing import build_optimizer
 from psgd_lm.stepping import Stepper
 from psgd_lm.timing import PhaseTimer
-from psgd_optim.config import build
+from psgd_optim.tools.run_folder import config_to_dict, first_difference
 from psgd_optim.tools.runtime import random_state, set_random_state
 from psgd_optim.tools.stepping import check_clipping, needs_closure
 from psgd_optim.types import InputError
@@ -23,27 +26,26 @@ class Trainee:
 
     Args:
         config: The run.
-        vocab_size: Tokens in the vocabulary.
-        device: Where it is trained.
+        model: On its device.
+        steps: Length of the run.
 
     Raises:
         InputError: If the settings do not go together.
     """
 
-    def __init__(self, config: TrainConfig, vocab_size: int, device: torch.device) -> None:
-        self.device = device
-        self.model = build_model(config.model, vocab_size).to(device)
-        self.optimizer = build(self.model.named_parameters(), config.optim, config.seed)
+    def __init__(self, config: TrainConfig, model: LanguageModel, steps: int) -> None:
+        self.model = model
+        self.device = device = next(model.parameters()).device
+        self.optimizer = build_optimizer(model, config.routes, config.seed)
         self.full_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        _check(config, self.model, self.optimizer)
+        _check(config, model, self.optimizer)
+        self.averaging = Averaging(config.average, steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         timer = PhaseTimer(device)
         # Shares its parameters with the model.
-        compiled: Callable[..., Output] | None = (
-            torch.compile(self.model) if config.compile else None
-        )
+        compiled: Callable[..., Output] | None = torch.compile(model) if config.compile else None
         self.objective = Objective(
-            self.model,
+            model,
             micro_batch=config.micro_batch,
             precision=config.precision,
             compiled=compiled,
@@ -77,6 +79,7 @@ class Trainee:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "memories": self.objective.memories,
+            "averaging": self.averaging.state_dict(),
             "random": random_state(self.device),
         }
 
@@ -89,7 +92,41 @@ class Trainee:
         self.objective.memories = memories and [
             tuple(x.to(self.device) for x in memory) for memory in memories
         ]
+        self.averaging.load_state_dict(content["averaging"], self.model)
         set_random_state(self.device, content["random"])
+
+
+def make_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
+    """Build a run's model as it starts.
+
+    Args:
+        config: The run.
+        vocab_size: Tokens in the vocabulary.
+
+    Returns:
+        With fresh weights, or with those of the files that the run starts from, on the CPU.
+
+    Raises:
+        InputError: If the files are of another model.
+    """
+    model = build_model(config.model, vocab_size)
+    if config.init_from is None:
+        return model
+    found = load_gpt2(config.init_from)
+    theirs, ours = config_to_dict(found.config), config_to_dict(config.model)
+    # Whoever trains on may drop out more or less.
+    difference = first_difference({**theirs, "dropout": ours.get("dropout")}, ours)
+    if difference:
+        raise InputError(
+            f"{config.init_from} holds a GPT with {difference}; give --model.* what the files have."
+        )
+    if found.vocab_size != vocab_size:
+        raise InputError(
+            f"{config.init_from} holds a GPT of {found.vocab_size} tokens, the text has "
+            f"{vocab_size}; give --data.tokenizer gpt2."
+        )
+    model.load_state_dict(found.state_dict())
+    return model
 
 
 def _check(config: TrainConfig, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:

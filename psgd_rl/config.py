@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.config import AdamWConfig, GradientCriterion, OptimizerConfig, PSGDConfig
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 from psgd_rl.tasks import HALF_CHEETAH, find_task
@@ -103,9 +103,9 @@ class TrainConfig:
     """The update."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """The networks."""
-    actor: OptimizerConfig = field(default_factory=KronConfig)
+    actor: OptimizerConfig = field(default_factory=PSGDConfig)
     """The actor's optimizer."""
-    critic: OptimizerConfig = field(default_factory=KronConfig)
+    critic: OptimizerConfig = field(default_factory=PSGDConfig)
     """The critic's optimizer."""
     eval_every: int = 50
     """Rollouts from one deterministic evaluation to the next; 0 evaluates at the end only."""
@@ -164,9 +164,9 @@ class TrainConfig:
         return -(-self.total_steps // self.rollout_size)
 
 
-_PSGD = KronConfig(
+_PSGD = PSGDConfig(
     lr=1.5e-3,
-    whiten="gradient",
+    criterion=GradientCriterion(),
     precond_lr=0.1,
     precond_lr_final=0.1,
     update_prob=0.1,

@@ -15,6 +15,7 @@ from psgd_lm.gpt import GPT
 from psgd_lm.objective import Objective
 from psgd_lm.presets import PRESETS
 from psgd_lm.progress import Progress
+from psgd_lm.schedules import Cosine
 from psgd_lm.stepping import Stepper
 from psgd_lm.train import DivergedError, make_batches, train
 from psgd_optim.config import OPTIMIZERS
@@ -82,13 +83,15 @@ def test_summary_has_every_figure(tiny_config):
     assert len(summary["corpus"]["sha256"]) == 64
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_parameters_move_in_the_first_step_and_the_loss_falls(tiny_config, name):
     config = replace(tiny_config, optim=replace(OPTIMIZERS[name], lr=1e-2), eval_every=1)
     train(config)
     first, last = metrics(config)[0], metrics(config)[-1]
     assert last["validation/loss"] < first["validation/loss"] - 0.3
-    once = replace(config, steps=1, warmup=0, run_dir=config.run_dir.with_name("once"))
+    once = replace(
+        config, steps=1, schedule=Cosine(warmup=0), run_dir=config.run_dir.with_name("once")
+    )
     train(once)
     torch.manual_seed(config.seed)
     fresh = GPT(config.model, vocab_size=28).state_dict()
@@ -119,7 +122,7 @@ def test_same_seed_gives_the_same_run_and_another_does_not(tiny_config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(long_config, name, number):
     config = replace(long_config, optim=OPTIMIZERS[name])
     whole = replace(config, run_dir=config.run_dir.with_name("whole"))
@@ -191,10 +194,12 @@ def test_finished_run_is_not_run_again(tiny_config, monkeypatch):
     assert again.summary == first.summary
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_config, name):
     optim = replace(OPTIMIZERS[name], lr=1e30)
-    config = replace(tiny_config, optim=optim, warmup=0, steps=40, log_every=1000, eval_every=15)
+    config = replace(
+        tiny_config, optim=optim, schedule=Cosine(warmup=0), steps=40, log_every=1000, eval_every=15
+    )
     words = r"gradient of step 5 is not finite, after leaving out 2, 3, 4; .* step 0, is"
     with pytest.raises(DivergedError, match=words) as error:
         train(config)

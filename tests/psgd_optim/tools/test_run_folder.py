@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
 from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.tools.run_folder import (
     LAST,
@@ -21,7 +21,7 @@ from psgd_optim.types import InputError
 @dataclass(frozen=True, kw_only=True)
 class Config:
     steps: int = 3
-    optim: OptimizerConfig = field(default_factory=KronConfig)
+    optim: OptimizerConfig = field(default_factory=PSGDConfig)
     run_dir: Path = Path("runs/x")
     device: str = "auto"
 
