@@ -56,14 +56,14 @@ def test_train_evaluate_and_sample(call):
 
 
 def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
-    build = trainee.build
+    build = trainee.build_optimizer
 
     def build_and_interrupt(*arguments):
         signal.raise_signal(signal.SIGINT)
         return build(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainee, "build", build_and_interrupt)
+        patch.setattr(trainee, "build_optimizer", build_and_interrupt)
         code, out, _ = call(train_lm, "smoke --seed 3")
     assert code == OK
     assert "interrupted: 0 steps" in out
