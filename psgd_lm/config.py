@@ -1,11 +1,12 @@
 """What a training run is: one frozen record, and the presets that name good ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPTConfig
-from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
+from psgd_optim.config import OPTIMIZER_PARTS, OPTIMIZERS, AdamWConfig, OptimizerConfig, PSGDConfig
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 
@@ -66,6 +67,9 @@ class TrainConfig:
 
 SHAKESPEARE = DataConfig(path="input.txt")
 """The tiny-shakespeare file that nanoGPT made customary; `--data.path` says where it lies."""
+
+CHOICES: Mapping[str, Mapping[str, object]] = {**OPTIMIZER_PARTS, "optim": OPTIMIZERS}
+"""What the parts of a run can be, by field and name."""
 
 TUNED: dict[str, dict[str, OptimizerConfig]] = {
     # Tried with seed 0; final validation loss by learning rate:

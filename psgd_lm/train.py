@@ -19,7 +19,8 @@ from psgd_lm.saved_run import KIND, check_text, text_identity
 from psgd_lm.stepping import FiniteGuard, is_finite, lr_factor, second_derivatives
 from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import write_checkpoint
-from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
+from psgd_optim.tools.choices import config_to_dict
+from psgd_optim.tools.run_folder import RunFolder, read_run
 from psgd_optim.tools.runtime import (
     Interrupt,
     Stopwatch,
