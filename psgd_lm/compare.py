@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from psgd_lm.config import PRESETS, TUNED, TrainConfig
+from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
 from psgd_lm.picture import draw_curves
+from psgd_lm.presets import PRESETS, TUNED
 from psgd_lm.report import Member, Row, comparison_table, make_rows
 from psgd_lm.train import DivergedError, train
 from psgd_optim.config import OPTIMIZERS

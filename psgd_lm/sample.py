@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from psgd_lm.gpt import GPT
+from psgd_lm.language_model import LanguageModel
 from psgd_lm.saved_run import load_run
 from psgd_optim.types import InputError
 
@@ -59,7 +59,7 @@ def sample_run(run_dir: Path, config: SampleConfig) -> Iterator[str]:
     return run.tokenizer.stream(sample_tokens(run.model, prompt.to(run.device), config))
 
 
-def sample_tokens(model: GPT, prompt: Tensor, config: SampleConfig) -> Iterator[int]:
+def sample_tokens(model: LanguageModel, prompt: Tensor, config: SampleConfig) -> Iterator[int]:
     """Draw tokens one after the other.
 
     Args:
@@ -71,12 +71,12 @@ def sample_tokens(model: GPT, prompt: Tensor, config: SampleConfig) -> Iterator[
         Token ids.
     """
     generator = torch.Generator(prompt.device).manual_seed(config.seed)
-    tokens = prompt[-model.config.context :]
+    tokens = prompt[-model.context :]
     for _ in range(config.tokens):
         with torch.inference_mode():
             logits = model(tokens[None]).logits[0, -1]  # (V,)
             token = choose(logits, config.temperature, config.top_k, generator)
-            tokens = torch.cat([tokens, token])[-model.config.context :]
+            tokens = torch.cat([tokens, token])[-model.context :]
         yield int(token)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from _cli import BAD_INPUT, OK, again, parse, parse_known, run
 
 from psgd_lm import compare as lm
-from psgd_lm.config import ABOUT, CHOICES, PRESETS
+from psgd_lm.presets import ABOUT, CHOICES, PRESETS
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 

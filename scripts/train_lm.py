@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from _cli import again, parse, run
 
-from psgd_lm.config import ABOUT, CHOICES, PRESETS, TUNED
+from psgd_lm.presets import ABOUT, CHOICES, PRESETS, TUNED
 from psgd_lm.train import train
 
 

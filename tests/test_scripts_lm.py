@@ -15,7 +15,7 @@ import sample_lm
 import train_lm
 from _cli import BAD_INPUT, OK, STORAGE, run
 
-from psgd_lm import train as train_module
+from psgd_lm import trainee
 from psgd_optim.tools.checkpoint import write_checkpoint
 
 
@@ -56,14 +56,14 @@ def test_train_evaluate_and_sample(call):
 
 
 def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
-    build = train_module.build
+    build = trainee.build_optimizer
 
     def build_and_interrupt(*arguments):
         signal.raise_signal(signal.SIGINT)
         return build(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "build", build_and_interrupt)
+        patch.setattr(trainee, "build_optimizer", build_and_interrupt)
         code, out, _ = call(train_lm, "smoke --seed 3")
     assert code == OK
     assert "interrupted: 0 steps" in out
@@ -119,7 +119,7 @@ def test_compare_prints_its_table(call):
         (train_lm, "smoke --optim.form.geometry EQ --optim.form xmat", "no flag --optim.form.geo"),
         (train_lm, "smoke --optim.form touched-rows --optim.criterion newton", "with Newton"),
         (train_lm, "smoke --optim newton", "--grad-clip 0"),
-        (train_lm, "smoke --optim muon", "give such parameters another optimizer"),
+        (train_lm, "smoke --optim muon", "role embedding; give --embedding adamw"),
         (train_lm, "smoke --optim peer --optim.target no_such.SOAP", "install its package"),
         (train_lm, "smoke --steps x", "--steps: invalid literal"),
         (train_lm, "smoke --model.width 15", "change --model.width or --model.heads."),
@@ -127,7 +127,7 @@ def test_compare_prints_its_table(call):
         (train_lm, "smoke --data.path empty.txt", "empty.txt is empty"),
         (train_lm, "smoke --data.path short.txt", "has 9 tokens, a window takes 17"),
         (train_lm, "smoke --data.path latin.txt", "not UTF-8: byte 0xe9 at offset 3"),
-        (train_lm, "smoke --optim.lr 1e30 --warmup 0", "loss of step 2 is not finite"),
+        (train_lm, "smoke --optim.lr 1e30 --schedule.warmup 0", "gradient of step 5 is not finite"),
         (train_lm, "smoke --run-dir other", "other exists and is no run folder"),
         (train_lm, "smoke --resume", "There is no runs/smoke/config.json"),
         (train_lm, "shakespeare-cpu", "Cannot read the text input.txt"),
@@ -221,7 +221,7 @@ def test_run_folder_below_a_file_is_bad_input(call, tmp_path):
                 "--optim.form NAME: kron",
                 "--optim.form.max-size",
                 "--data.path",
-                "Windows of text per step.",
+                "Windows of text per step,",
             ],
         ),
         (evaluate_lm, "--help", ["--best"]),

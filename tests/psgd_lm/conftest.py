@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from psgd_lm.config import PRESETS, TrainConfig
+from psgd_lm.config import TrainConfig
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.presets import PRESETS
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 

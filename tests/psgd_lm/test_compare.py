@@ -8,7 +8,8 @@ import pytest
 from psgd_lm import compare as compare_module
 from psgd_lm import train as train_module
 from psgd_lm.compare import Grid, compare, members
-from psgd_lm.config import PRESETS, TUNED
+from psgd_lm.presets import PRESETS, TUNED
+from psgd_lm.stepping import Stepper
 from psgd_optim.types import InputError
 
 
@@ -80,17 +81,17 @@ def test_diverging_run_does_not_stop_the_comparison(tiny_config, tmp_path):
 def test_resumed_comparison_keeps_finished_runs(tiny_config, tmp_path, monkeypatch):
     runs = runs_of(tiny_config)
     whole = compare(runs, tmp_path / "whole")
-    original = train_module.take_step
+    original = Stepper.take
     steps = []
 
-    def signal_in_step_30(*arguments):
+    def signal_in_step_30(stepper, batch):
         steps.append(1)
         if len(steps) == 30:  # the tenth of the second run
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(stepper, batch)
 
     folder = tmp_path / "comparison"
-    monkeypatch.setattr(train_module, "take_step", signal_in_step_30)
+    monkeypatch.setattr(Stepper, "take", signal_in_step_30)
     assert compare(runs, folder).status == "interrupted"
     result = compare(runs, folder, resume=True)
     assert len(steps) == 40
