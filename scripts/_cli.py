@@ -218,11 +218,12 @@ def again(script: str, args: Sequence[str]) -> str:
     return "resume with: " + shlex.join([python, f"scripts/{script}", *kept, "--resume"])
 
 
-def run(main: Callable[[Sequence[str]], None]) -> int:
+def run(main: Callable[[Sequence[str]], None], *, folder_flag: str = "--run-dir") -> int:
     """Run a script's `main` on the command line and turn what it raises into an exit code.
 
     Args:
         main: Takes the arguments after the program's name.
+        folder_flag: The flag that says where the script writes.
 
     Returns:
         0 done or cleanly interrupted, 2 bad input, 3 storage, 130 cut off by a second signal;
@@ -245,7 +246,7 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
             raise
         print(
             f"error: cannot write {error.filename}: {error.strerror}; free space or give another "
-            "--run-dir.",
+            f"{folder_flag}.",
             file=sys.stderr,
         )
         return STORAGE

@@ -228,7 +228,7 @@ def batches_of(config):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_a_bad_batch_is_left_out_and_nothing_of_it_stays(tiny_config, monkeypatch, name, number):
     config = replace(tiny_config, optim=OPTIMIZERS[name])
     bad = batches_of(config).at(12)
