@@ -1,15 +1,35 @@
 """Good runs by name: what to train on what text, tuned per optimizer."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from psgd_lm.config import TrainConfig
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPTConfig
-from psgd_lm.schedules import Cosine
-from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
+from psgd_lm.models import MODELS
+from psgd_lm.routing import ROUTES
+from psgd_lm.schedules import SCHEDULES, Cosine
+from psgd_optim.config import (
+    OPTIMIZER_PARTS,
+    OPTIMIZERS,
+    AdamWConfig,
+    OptimizerConfig,
+    PSGDConfig,
+)
 
 SHAKESPEARE = DataConfig(path="input.txt")
 """The tiny-shakespeare file that nanoGPT made customary; `--data.path` says where it lies."""
+
+CHOICES: Mapping[str, Mapping[str, object]] = {
+    **OPTIMIZER_PARTS,
+    "model": MODELS,
+    "optim": OPTIMIZERS,
+    "embedding": ROUTES,
+    "head": ROUTES,
+    "vector": ROUTES,
+    "schedule": SCHEDULES,
+}
+"""What the parts of a run can be, by field and name."""
 
 TUNED: dict[str, dict[str, OptimizerConfig]] = {
     # Tried with seed 0; final validation loss by learning rate:

@@ -21,7 +21,8 @@ from psgd_lm.summary import figures_on_test, summarise_run
 from psgd_lm.tokens import Tokens
 from psgd_lm.trainee import Trainee, make_model
 from psgd_optim.tools.checkpoint import keep_copy, write_checkpoint
-from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
+from psgd_optim.tools.choices import config_to_dict
+from psgd_optim.tools.run_folder import RunFolder, read_run
 from psgd_optim.tools.runtime import Interrupt, resolve_device, seed_everything, torch_threads
 from psgd_optim.types import InputError
 

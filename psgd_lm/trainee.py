@@ -15,7 +15,8 @@ from psgd_lm.objective import Objective
 from psgd_lm.routing import build_optimizer
 from psgd_lm.stepping import Stepper
 from psgd_lm.timing import PhaseTimer
-from psgd_optim.tools.run_folder import config_to_dict, first_difference
+from psgd_optim.tools.choices import config_to_dict
+from psgd_optim.tools.run_folder import first_difference
 from psgd_optim.tools.runtime import random_state, set_random_state
 from psgd_optim.tools.stepping import check_clipping, needs_closure
 from psgd_optim.types import InputError

@@ -1,9 +1,17 @@
 """What a training run can be told, and the named starting points."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from psgd_optim.config import AdamWConfig, GradientCriterion, OptimizerConfig, PSGDConfig
+from psgd_optim.config import (
+    OPTIMIZER_PARTS,
+    OPTIMIZERS,
+    AdamWConfig,
+    GradientCriterion,
+    OptimizerConfig,
+    PSGDConfig,
+)
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 from psgd_rl.tasks import HALF_CHEETAH, find_task
@@ -175,6 +183,13 @@ _PSGD = PSGDConfig(
 """Refitted often enough to follow the policy. Whitening the gradient instead of its average makes
 steps small where minibatches disagree: HalfCheetah's return after 100k steps was 3117 instead of
 1296 (3 seeds each)."""
+
+CHOICES: Mapping[str, Mapping[str, object]] = {
+    **OPTIMIZER_PARTS,
+    "actor": OPTIMIZERS,
+    "critic": OPTIMIZERS,
+}
+"""What the parts of a run can be, by field and name."""
 
 TUNED: dict[str, dict[str, OptimizerConfig]] = {
     "halfcheetah": {"psgd": _PSGD, "adamw": AdamWConfig(lr=6e-4, beta2=0.999, eps=1e-5)},

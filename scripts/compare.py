@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from _cli import BAD_INPUT, OK, again, parse, parse_known, run
 
 from psgd_lm import compare as lm
-from psgd_lm.presets import ABOUT, PRESETS
+from psgd_lm.presets import ABOUT, CHOICES, PRESETS
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
@@ -24,7 +24,7 @@ def main(args: Sequence[str]) -> None:
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags
     grid, rest = parse_known(lm.Grid(), flags, prog=f"compare.py lm {preset}")
-    task = parse(PRESETS, [preset, *rest], prog="compare.py lm", about=ABOUT)
+    task = parse(PRESETS, [preset, *rest], prog="compare.py lm", about=ABOUT, choices=CHOICES)
     runs = lm.members(preset, task, grid)
     result = lm.compare(runs, grid.run_dir, resume=grid.resume, overwrite=grid.overwrite)
     if result.status == "finished":

@@ -42,11 +42,12 @@ def groups_of(parameters: Sequence[Tensor], weight_decay: float) -> list[dict[st
     return [{"params": ps, "weight_decay": decay} for decay, ps in split.items() if ps]
 
 
-def check(config: Buildable) -> None:
+def check(config: Buildable, columns: int = 2) -> None:
     """Refuse settings that the optimizer refuses, before a run has written anything.
 
     Args:
         config: The settings.
+        columns: Of the matrix that an optimizer is built for, to see.
 
     Raises:
         InputError: If they cannot be used.
@@ -57,7 +58,7 @@ def check(config: Buildable) -> None:
         raise InputError(
             f"{config.name} got weight_decay = {config.weight_decay}; give a number of at least 0."
         )
-    built(config, [torch.zeros(2, 2, requires_grad=True)], 0)
+    built(config, [torch.zeros(2, columns, requires_grad=True)], 0)
 
 
 def built(config: Buildable, parameters: Sequence[Tensor], seed: int) -> torch.optim.Optimizer:

@@ -12,7 +12,7 @@ from psgd_optim.averages import Nesterov
 from psgd_optim.clipping import Clip, ClipElement, ClipJointRMS, ClipRMS
 from psgd_optim.config.base import check, groups_of
 from psgd_optim.config.criteria import CriterionConfig, MomentumCriterion
-from psgd_optim.config.forms import FormConfig, KronForm
+from psgd_optim.config.forms import FormConfig, KronForm, PermutationForm
 from psgd_optim.criteria import Criterion
 from psgd_optim.decay import Cautious, Decay, Hyperball
 from psgd_optim.fitting import Fitting
@@ -60,13 +60,13 @@ class PSGDConfig:
     spread: bool = False
     """Fit different shapes in different steps."""
     clip_rms: float | None = None
-    """Largest root mean square of one parameter's preconditioned gradient; None is the criterion's
-    own (1.1 if it whitens), inf sets no limit."""
+    """Largest root mean square of one parameter's preconditioned gradient; inf sets no limit, None
+    takes the criterion's own: 1.1 if it whitens."""
     clip_element: float | None = None
-    """Largest modulus of an element of it; None is the criterion's own (10 if it whitens)."""
+    """Largest modulus of an element of it; None takes the criterion's own: 10 if it whitens."""
     clip_joint_rms: float | None = None
-    """Largest root mean square over all parameters; None is the criterion's own (0.1 with
-    newton)."""
+    """Largest root mean square over all parameters; None takes the criterion's own: 0.1 with
+    newton."""
     max_memory_gb: float = math.inf
     """Largest memory of the optimizer's state in GiB; a larger one is refused at once."""
     compile: bool = False
@@ -80,7 +80,9 @@ class PSGDConfig:
                     f"{self.name} got {name} = {getattr(self, name)}; give a number from 0 to "
                     f"{most}."
                 )
-        check(self)
+        # The group takes a multiple of its order of elements.
+        order = self.form.order if isinstance(self.form, PermutationForm) else 1
+        check(self, columns=2 * max(order, 1))
 
     def build(self, parameters: Sequence[Tensor], seed: int) -> torch.optim.Optimizer:
         """Return the optimizer of some parameters.

@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
 from psgd_optim.tools.checkpoint import drop_copies_after, read_checkpoint, sync_folder
+from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.types import InputError
 
 if TYPE_CHECKING:
@@ -94,23 +94,6 @@ def first_difference(
         elif old != new:
             return f"{prefix}{key} = {old}, got {new}"
     return None
-
-
-def config_to_dict(config: "DataclassInstance") -> dict[str, Any]:
-    """Return a configuration as JSON values; a nested one with a `name` keeps it as a key.
-
-    Args:
-        config: A dataclass, possibly with dataclasses in its fields.
-
-    Returns:
-        The nested dict.
-    """
-    result = json.loads(json.dumps(asdict(config), default=str))
-    for key, value in vars(config).items():
-        name = getattr(type(value), "name", None)
-        if isinstance(name, str):
-            result[key] = {"name": name, **result[key]}
-    return dict(result)
 
 
 def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:

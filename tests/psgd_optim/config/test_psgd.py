@@ -23,11 +23,13 @@ from psgd_optim.clipping import ClipJointRMS
 from psgd_optim.config import (
     CRITERIA,
     FORMS,
+    ArrowForm,
     DiagonalForm,
     GradientCriterion,
     KronForm,
     LowRankForm,
     NewtonCriterion,
+    PermutationForm,
     PSGDConfig,
     TouchedRowsForm,
     build,
@@ -160,6 +162,8 @@ def test_settings_of_forms_reach_them() -> None:
         ({"form": KronForm(block_size=-1)}, "size -1"),
         ({"form": KronForm(triangular=True)}, "Kron got .* geometry Q0.5EQ1.5"),
         ({"form": LowRankForm(rank=-1)}, "rank = -1"),
+        ({"form": PermutationForm(group="cyclic", order=0)}, "size = 0"),
+        ({"form": ArrowForm(size=0)}, "size = 0"),
         ({"form": TouchedRowsForm(), "criterion": NewtonCriterion()}, "TouchedRows with Newton"),
         ({"criterion": NewtonCriterion(source="gradient-difference")}, "init_scale"),
         ({"criterion": NewtonCriterion(), "spread": True}, "spread"),
@@ -182,8 +186,9 @@ def test_what_does_not_go_together_is_refused_when_it_is_made(
 
 
 def test_what_does_not_fit_the_model_is_refused_in_one_line() -> None:
-    config = PSGDConfig(form=FORMS["butterfly"])
-    with pytest.raises(InputError, match=r"^psgd: .*") as caught:
+    config = PSGDConfig(form=PermutationForm(group="cyclic", order=7))
+    build(nn.Linear(7, 3, bias=False).named_parameters(), config)
+    with pytest.raises(InputError, match=r"^psgd: .*multiple of 7") as caught:
         build(nn.Linear(3, 1, bias=False).named_parameters(), config)
     assert "\n" not in str(caught.value)
 

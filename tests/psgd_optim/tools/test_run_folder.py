@@ -7,10 +7,10 @@ import pytest
 
 from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
 from psgd_optim.tools.checkpoint import write_checkpoint
+from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.tools.run_folder import (
     LAST,
     RunFolder,
-    config_to_dict,
     read_json,
     read_run,
     write_json,
