@@ -131,7 +131,7 @@ def test_a_process_killed_at_random_moments_loses_nothing(config, text_file):
     line += ["--checkpoint-every", "20", "--keep", "2", "--run-dir", str(config.run_dir)]
     chance = random.Random(0)
     killed = 0
-    while killed < 5:
+    while killed < 2:
         resume = ["--resume"] if (config.run_dir / "checkpoint" / "last.pt").is_file() else []
         fresh = [] if resume else ["--overwrite"]
         process = subprocess.Popen([*line, *resume, *fresh], cwd=ROOT, stdout=subprocess.DEVNULL)
