@@ -53,7 +53,7 @@ class TinyRecurrent(LanguageModel):
         self.head = torch.nn.Linear(width, vocab_size)
 
     def empty_memory(self, rows: int) -> Memory:
-        zeros = torch.zeros(rows, 1, self.cells.hidden_size)
+        zeros = self.head.weight.new_zeros(rows, 1, self.cells.hidden_size)
         return zeros, zeros.clone()
 
     def forward(self, tokens: torch.Tensor, memory: Memory | None = None) -> Output:
