@@ -185,7 +185,11 @@ class _Run:
             self._diverge(f"The validation loss after step {progress.step}")
         progress.evaluated_at, progress.evaluation = progress.step, asdict(evaluation)
         values = {f"validation/{name}": value for name, value in progress.evaluation.items()}
-        times = {"time/seconds": self.stopwatch.seconds, "time/training": progress.training_seconds}
+        times = {
+            "time/seconds": self.stopwatch.seconds,
+            "time/training": progress.training_seconds,
+            "train/tokens": progress.step * self.config.batch_size * self.config.model.context,
+        }
         self.folder.log(progress.step, {**values, **times})
         if evaluation.loss < progress.best_loss:
             progress.best_loss, progress.best_step = evaluation.loss, progress.step
