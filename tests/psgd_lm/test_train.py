@@ -2,24 +2,38 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from tqdm import tqdm
 
+from psgd_lm.averaging import AverageConfig
 from psgd_lm.batches import Windows
-from psgd_lm.data import load_data
+from psgd_lm.data import DataConfig, load_data
+from psgd_lm.evaluate import evaluate
 from psgd_lm.gpt import GPT
 from psgd_lm.objective import Objective
 from psgd_lm.presets import PRESETS
 from psgd_lm.progress import Progress
+from psgd_lm.recurrent import LSTMConfig
+from psgd_lm.saved_run import load_run
 from psgd_lm.schedules import Cosine
 from psgd_lm.stepping import Stepper
 from psgd_lm.train import DivergedError, make_batches, train
 from psgd_optim.config import OPTIMIZERS
+from psgd_optim.tools.run_folder import RunFolder
 from psgd_optim.types import InputError
-from tests.psgd_lm.run_files import assert_same_run, checkpoint, die_after, metrics
+from tests.psgd_lm.run_files import (
+    assert_same_run,
+    assert_same_state,
+    checkpoint,
+    die_after,
+    metrics,
+)
 
 
 @pytest.fixture
@@ -283,3 +297,141 @@ def test_truncated_checkpoint_is_not_resumed(tiny_config):
     with pytest.raises(InputError, match="damaged or truncated"):
         train(replace(tiny_config, resume=True))
     assert metrics(tiny_config) == before
+
+
+def test_a_run_that_never_steps_is_no_run(tiny_config):
+    config = replace(tiny_config, optim=replace(tiny_config.optim, lr=1e-30))
+    with pytest.raises(InputError, match=r"No parameter has changed in the first 10 steps .*1e-30"):
+        train(config)
+
+
+def test_the_log_tells_speed_and_where_the_time_goes(tiny_config):
+    summary = train(tiny_config).summary
+    lines = (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()
+    logged = [r for r in map(json.loads, lines) if "train/loss" in r]
+    assert [r["step"] for r in logged] == [5, 10, 15, 20]
+    for name in ("time/tokens_per_second", "time/mfu", "time/forward", "time/backward"):
+        assert all(r[name] > 0 for r in logged), name
+    assert all(r["optim/skipped"] == 0 for r in logged)
+    assert all(r["train/gradient_norm"] > 0 for r in logged)
+    assert summary["tokens"] == 20 * 4 * 16
+    assert summary["seconds_per_step"].keys() == {"forward", "backward", "optimizer_fit"}
+    assert "measured" in summary["peak"]["source"]
+
+
+def test_the_bar_can_be_drawn(tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr("psgd_lm.train.tqdm", partial(tqdm, file=sys.stderr, mininterval=0))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(tiny_config)
+    assert "tok_s=" in capsys.readouterr().err
+
+
+@pytest.fixture
+def parts(tmp_path, text_file):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    text = text_file.read_text()
+    for name, piece in (("train", text), ("valid", text[:500]), ("test", text[300:700])):
+        (folder / f"{name}.txt").write_text(piece)
+    return DataConfig(path=str(folder))
+
+
+def test_the_model_is_chosen_on_validation_and_reported_on_test(tiny_config, parts):
+    # A learning rate that grows: the best evaluation is not the last one.
+    config = replace(
+        tiny_config,
+        data=parts,
+        optim=OPTIMIZERS["sgd"],
+        steps=24,
+        schedule=Cosine(warmup=23),
+        eval_every=4,
+    )
+    config = replace(config, optim=replace(config.optim, lr=20.0))
+    summary = train(config).summary
+    assert 0 < summary["best_step"] < 24
+    assert summary["test_step"] == summary["best_step"]
+    best = load_run(config.run_dir, best=True, device="cpu")
+    data = best.load_data()
+    expected = evaluate(best.model, data.test, data.tokenizer.byte_lengths())
+    assert summary["test_loss"] == expected.loss
+    assert summary["test_loss"] != summary["best_val_loss"]
+
+
+def test_a_text_without_a_test_part_has_no_test_figures(tiny_config):
+    assert not [name for name in train(tiny_config).summary if name.startswith("test")]
+
+
+def test_an_average_of_weights_is_what_is_evaluated_and_read_back(tiny_config):
+    average = AverageConfig(start="fraction", fraction=0.5)
+    config = replace(tiny_config, average=average)
+    summary = train(config).summary
+    plain = train(replace(tiny_config, run_dir=tiny_config.run_dir.with_name("plain"))).summary
+    assert summary["val_loss"] != plain["val_loss"]
+    run = load_run(config.run_dir, device="cpu")
+    data = run.load_data()
+    found = evaluate(run.model, data.validation, data.tokenizer.byte_lengths())
+    assert found.loss == summary["val_loss"]
+    other = config.run_dir.with_name("plain")
+    # Training itself goes on from the weights.
+    assert_same_state(
+        checkpoint(config)["model"], checkpoint(replace(config, run_dir=other))["model"]
+    )
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_full_disk_leaves_the_checkpoint_and_the_way_on(long_config, monkeypatch, name):
+    whole = replace(long_config, run_dir=long_config.run_dir.with_name("whole"))
+    train(whole)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        die_after(patch, 52)
+        train(long_config)
+    folder = long_config.run_dir / "checkpoint"
+    before = (folder / "last.pt").read_bytes()
+    (folder / f"{name}.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as error:
+        train(replace(long_config, resume=True))
+    assert error.value.filename == str(folder / f"{name}.pt")
+    assert (folder / "last.pt").read_bytes() == before
+    train(replace(long_config, resume=True))
+    assert_same_run(long_config, whole)
+
+
+def test_a_full_disk_is_told_by_the_log_too(tiny_config, monkeypatch):
+    log = tiny_config.run_dir / "metrics.jsonl"
+    tiny_config.run_dir.mkdir()
+    original = RunFolder.log
+
+    def full(folder, step, values):
+        log.unlink(missing_ok=True)
+        log.symlink_to("/dev/full")
+        original(folder, step, values)
+
+    monkeypatch.setattr(RunFolder, "log", full)
+    with pytest.raises(OSError, match="No space") as error:
+        train(tiny_config)
+    assert error.value.filename == str(log)
+
+
+def test_evaluations_can_come_after_every_epoch(tiny_config):
+    # 2376 tokens in 2 streams of 1187; 75 steps of 16, the last of 3.
+    model = LSTMConfig(layers=1, embedding=8, hidden=8, context=16)
+    config = replace(
+        tiny_config, model=model, batch_size=2, steps=0, epochs=2, eval_every=0, log_every=50
+    )
+    summary = train(config).summary
+    assert summary["steps"] == 150
+    assert [step for step, _ in checkpoint(config)["progress"]["history"]] == [0, 75, 150]
+    assert summary["tokens"] == 2 * 2 * 1187
+
+
+@pytest.mark.slow
+# torch's own, while it compiles.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["psgd", "newton"])
+def test_a_compiled_model_trains_like_the_model(tiny_config, name):
+    optim = OPTIMIZERS[name]
+    config = replace(tiny_config, optim=optim, steps=6, eval_every=3)
+    config = replace(config, grad_clip=0.0 if name == "newton" else 1.0)
+    compiled = replace(config, compile=True, run_dir=config.run_dir.with_name("compiled"))
+    found = [train(each).summary["val_loss"] for each in (config, compiled)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # six steps of float32
