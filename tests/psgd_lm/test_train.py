@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from psgd_lm.batches import Windows
-from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
 from psgd_lm.gpt import GPT
 from psgd_lm.objective import Objective
@@ -19,39 +18,8 @@ from psgd_lm.schedules import Cosine
 from psgd_lm.stepping import Stepper
 from psgd_lm.train import DivergedError, make_batches, train
 from psgd_optim.config import OPTIMIZERS
-from psgd_optim.tools.checkpoint import read_checkpoint
 from psgd_optim.types import InputError
-
-
-def checkpoint(config: TrainConfig, name: str = "last"):
-    return read_checkpoint(config.run_dir / "checkpoint" / f"{name}.pt", "psgd_lm")
-
-
-def metrics(config: TrainConfig):
-    """Read the log without what depends on the clock."""
-    records = map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in r.items() if not k.startswith("time/")} for r in records]
-
-
-def assert_same_state(first, second):
-    """Compare models and optimizers bit for bit."""
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        if isinstance(value, dict):
-            assert_same_state(value, second[key])
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[key]), key
-        elif isinstance(value, list):
-            assert_same_state(dict(enumerate(value)), dict(enumerate(second[key])))
-        else:
-            assert value == second[key], key
-
-
-def assert_same_run(first: TrainConfig, second: TrainConfig):
-    one, other = checkpoint(first), checkpoint(second)
-    for part in ("model", "optimizer", "random"):
-        assert_same_state(one[part], other[part])
-    assert metrics(first) == metrics(second)
+from tests.psgd_lm.run_files import assert_same_run, checkpoint, die_after, metrics
 
 
 @pytest.fixture
@@ -160,20 +128,6 @@ def test_interruption_is_recorded(long_config, monkeypatch):
     assert result.status == "interrupted"
     assert (result.summary["steps"], result.summary["val_step"]) == (41, 30)
     assert train(replace(long_config, resume=True)).summary["steps"] == 100
-
-
-def die_after(patch, count):
-    """Break the process off in a step, `count` steps after it began."""
-    original = Stepper.take
-    steps = []
-
-    def take(stepper, batch):
-        steps.append(1)
-        if len(steps) > count:
-            raise RuntimeError("killed")
-        return original(stepper, batch)
-
-    patch.setattr(Stepper, "take", take)
 
 
 def test_killed_run_goes_on_from_its_last_checkpoint(long_config, monkeypatch):
