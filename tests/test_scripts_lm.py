@@ -79,7 +79,7 @@ def test_comparison_of_nothing_but_diverged_runs_is_no_success(call):
     code, out, err = call(compare, "lm smoke --lrs 1e30 --run-dir runs/bad")
     assert code == BAD_INPUT
     assert "| psgd |" in out
-    assert err == "error: Every run diverged; give lower learning rates with --lrs.\n"
+    assert err == "error: Every run diverged or failed; try lower learning rates with --lrs.\n"
 
 
 def test_compare_prints_its_table(call):
