@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What each command is shortened by; its own arguments stay as they are in the README.
 SHORT_GPT = (
-    "--model.layers 1 --model.width 16 --model.context 16 --steps 6 --warmup 2 --eval-every 6"
+    "--model.layers 1 --model.width 16 --model.context 16 --steps 6 --schedule.warmup 2 "
+    "--eval-every 6"
 )
 SHORT = {
     "train_lm": SHORT_GPT,
