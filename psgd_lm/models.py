@@ -5,11 +5,16 @@ from typing import Any
 
 from psgd_lm.gpt import GPT, GPTConfig
 from psgd_lm.language_model import LanguageModel
+from psgd_lm.recurrent import GRUConfig, LSTMConfig, RecurrentModel
 
-ModelConfig = GPTConfig
+ModelConfig = GPTConfig | LSTMConfig | GRUConfig
 """The settings of any model."""
 
-MODELS: dict[str, ModelConfig] = {config.name: config for config in (GPTConfig(),)}
+MODELS: dict[str, ModelConfig] = {
+    GPTConfig.name: GPTConfig(),
+    LSTMConfig.name: LSTMConfig(),
+    GRUConfig.name: GRUConfig(),
+}
 """Every model by its name, with its default settings."""
 
 
@@ -23,7 +28,9 @@ def build_model(config: ModelConfig, vocab_size: int) -> LanguageModel:
     Returns:
         The model, in training mode, on torch's default device.
     """
-    return GPT(config, vocab_size)
+    if isinstance(config, GPTConfig):
+        return GPT(config, vocab_size)
+    return RecurrentModel(config, vocab_size)
 
 
 def model_config_from_dict(saved: Mapping[str, Any]) -> ModelConfig:

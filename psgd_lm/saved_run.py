@@ -77,7 +77,8 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
     config, content = read_run(run_dir, KIND, BEST if best else LAST)
     tokenizer = tokenizer_from_dict(content["tokenizer"])
     model = build_model(model_config_from_dict(config["model"]), tokenizer.vocab_size)
-    model.load_state_dict(content["model"])
+    # An average of the weights, where there is one, is what was evaluated.
+    model.load_state_dict({**content["model"], **content["averaging"]["means"]})
     target = resolve_device(device)
     return SavedRun(
         path=run_dir,

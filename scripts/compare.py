@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from _cli import BAD_INPUT, OK, again, parse, parse_known, run
 
 from psgd_lm import compare as lm
-from psgd_lm.config import ABOUT, PRESETS
 from psgd_lm.entries import Grid, members
+from psgd_lm.presets import ABOUT, CHOICES, PRESETS
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
@@ -17,7 +17,7 @@ def compare_lm(args: Sequence[str]) -> None:
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags
     grid, rest = parse_known(Grid(), flags, prog=f"compare.py lm {preset}")
-    task = parse(PRESETS, [preset, *rest], prog="compare.py lm", about=ABOUT)
+    task = parse(PRESETS, [preset, *rest], prog="compare.py lm", about=ABOUT, choices=CHOICES)
     result = lm.compare(members(preset, task, grid), grid)
     if result.status != "finished":
         print(again("compare.py", ["lm", *args]))

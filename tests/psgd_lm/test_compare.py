@@ -9,9 +9,10 @@ import pytest
 from psgd_lm import compare as compare_module
 from psgd_lm import train as train_module
 from psgd_lm.compare import compare
-from psgd_lm.config import PRESETS
 from psgd_lm.entries import Grid, members
 from psgd_lm.gpt import GPTConfig
+from psgd_lm.presets import PRESETS
+from psgd_lm.stepping import Stepper
 from psgd_optim.types import InputError
 
 
@@ -50,17 +51,17 @@ def test_diverging_run_does_not_stop_the_comparison(tiny_config, tmp_path):
 
 def test_resumed_comparison_keeps_finished_runs(tiny_config, tmp_path, monkeypatch):
     whole = compare(*laid_out(tiny_config, tmp_path / "whole"))
-    original = train_module.take_step
+    original = Stepper.take
     steps = []
 
-    def signal_in_step_30(*arguments):
+    def signal_in_step_30(stepper, batch):
         steps.append(1)
         if len(steps) == 30:  # the tenth of the second run
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(stepper, batch)
 
     folder = tmp_path / "comparison"
-    monkeypatch.setattr(train_module, "take_step", signal_in_step_30)
+    monkeypatch.setattr(Stepper, "take", signal_in_step_30)
     assert compare(*laid_out(tiny_config, folder)).status == "interrupted"
     result = compare(*laid_out(tiny_config, folder, resume=True))
     assert len(steps) == 40

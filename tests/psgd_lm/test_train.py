@@ -8,45 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from psgd_lm import train as train_module
 from psgd_lm.batches import Windows
-from psgd_lm.config import PRESETS, TrainConfig
+from psgd_lm.data import load_data
 from psgd_lm.gpt import GPT
-from psgd_lm.train import DivergedError, train
+from psgd_lm.objective import Objective
+from psgd_lm.presets import PRESETS
+from psgd_lm.progress import Progress
+from psgd_lm.schedules import Cosine
+from psgd_lm.stepping import Stepper
+from psgd_lm.train import DivergedError, make_batches, train
 from psgd_optim.config import OPTIMIZERS
-from psgd_optim.tools.checkpoint import read_checkpoint
 from psgd_optim.types import InputError
-
-
-def checkpoint(config: TrainConfig, name: str = "last"):
-    return read_checkpoint(config.run_dir / "checkpoint" / f"{name}.pt", "psgd_lm")
-
-
-def metrics(config: TrainConfig):
-    """Read the log without what depends on the clock."""
-    records = map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in r.items() if not k.startswith("time/")} for r in records]
-
-
-def assert_same_state(first, second):
-    """Compare models and optimizers bit for bit."""
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        if isinstance(value, dict):
-            assert_same_state(value, second[key])
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[key]), key
-        elif isinstance(value, list):
-            assert_same_state(dict(enumerate(value)), dict(enumerate(second[key])))
-        else:
-            assert value == second[key], key
-
-
-def assert_same_run(first: TrainConfig, second: TrainConfig):
-    one, other = checkpoint(first), checkpoint(second)
-    for part in ("model", "optimizer", "random"):
-        assert_same_state(one[part], other[part])
-    assert metrics(first) == metrics(second)
+from tests.psgd_lm.run_files import assert_same_run, checkpoint, die_after, metrics
 
 
 @pytest.fixture
@@ -78,13 +51,15 @@ def test_summary_has_every_figure(tiny_config):
     assert len(summary["corpus"]["sha256"]) == 64
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_parameters_move_in_the_first_step_and_the_loss_falls(tiny_config, name):
     config = replace(tiny_config, optim=replace(OPTIMIZERS[name], lr=1e-2), eval_every=1)
     train(config)
     first, last = metrics(config)[0], metrics(config)[-1]
     assert last["validation/loss"] < first["validation/loss"] - 0.3
-    once = replace(config, steps=1, warmup=0, run_dir=config.run_dir.with_name("once"))
+    once = replace(
+        config, steps=1, schedule=Cosine(warmup=0), run_dir=config.run_dir.with_name("once")
+    )
     train(once)
     torch.manual_seed(config.seed)
     fresh = GPT(config.model, vocab_size=28).state_dict()
@@ -115,7 +90,7 @@ def test_same_seed_gives_the_same_run_and_another_does_not(tiny_config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(long_config, name, number):
     config = replace(long_config, optim=OPTIMIZERS[name])
     whole = replace(config, run_dir=config.run_dir.with_name("whole"))
@@ -139,16 +114,16 @@ def test_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(long_config,
 
 
 def test_interruption_is_recorded(long_config, monkeypatch):
-    original = train_module.take_step
+    original = Stepper.take
     steps = []
 
-    def signal_in_step_41(*arguments):
+    def signal_in_step_41(stepper, batch):
         steps.append(1)
         if len(steps) == 41:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(stepper, batch)
 
-    monkeypatch.setattr(train_module, "take_step", signal_in_step_41)
+    monkeypatch.setattr(Stepper, "take", signal_in_step_41)
     result = train(long_config)
     assert result.status == "interrupted"
     assert (result.summary["steps"], result.summary["val_step"]) == (41, 30)
@@ -158,17 +133,8 @@ def test_interruption_is_recorded(long_config, monkeypatch):
 def test_killed_run_goes_on_from_its_last_checkpoint(long_config, monkeypatch):
     whole = replace(long_config, run_dir=long_config.run_dir.with_name("whole"))
     train(whole)
-    original = train_module.take_step
-    steps = []
-
-    def die_in_step_53(*arguments):
-        steps.append(1)
-        if len(steps) == 53:
-            raise RuntimeError("killed")
-        return original(*arguments)
-
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(train_module, "take_step", die_in_step_53)
+        die_after(patch, 52)
         train(long_config)
     assert checkpoint(long_config)["progress"]["step"] == 30
     train(replace(long_config, resume=True))
@@ -177,18 +143,19 @@ def test_killed_run_goes_on_from_its_last_checkpoint(long_config, monkeypatch):
 
 def test_finished_run_is_not_run_again(tiny_config, monkeypatch):
     first = train(tiny_config)
-    monkeypatch.setattr(train_module, "take_step", None)
+    monkeypatch.setattr(Stepper, "take", None)
     again = train(replace(tiny_config, resume=True))
     assert again.summary == first.summary
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_config, name):
     optim = replace(OPTIMIZERS[name], lr=1e30)
-    config = replace(tiny_config, optim=optim, warmup=0, steps=40, log_every=1000, eval_every=15)
-    with pytest.raises(
-        DivergedError, match=r"loss of step 2 is not finite; .* step 0, is"
-    ) as error:
+    config = replace(
+        tiny_config, optim=optim, schedule=Cosine(warmup=0), steps=40, log_every=1000, eval_every=15
+    )
+    words = r"gradient of step 5 is not finite, after leaving out 2, 3, 4; .* step 0, is"
+    with pytest.raises(DivergedError, match=words) as error:
         train(config)
     assert "\n" not in str(error.value)
     assert json.loads((config.run_dir / "summary.json").read_text())["status"] == "diverged"
@@ -197,38 +164,79 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_confi
     assert all(value.isfinite().all() for value in kept["model"].values())
 
 
+def spoil(monkeypatch, bad, number=float("nan")):
+    """Make the gradient of some steps, by their inputs' number in the order of the data, bad."""
+    original = Objective.part
+
+    def part(objective, inputs, targets, memory, *, twice):
+        losses, penalty, left = original(objective, inputs, targets, memory, twice=twice)
+        is_bad = any(torch.equal(inputs, batch.inputs[: len(inputs)]) for batch in bad)
+        return losses * number if is_bad else losses, penalty, left
+
+    monkeypatch.setattr(Objective, "part", part)
+
+
+def batches_of(config):
+    data = load_data(config.data, config.model.context)
+    return make_batches(config, data.train, is_recurrent=False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
+def test_a_bad_batch_is_left_out_and_nothing_of_it_stays(tiny_config, monkeypatch, name, number):
+    config = replace(tiny_config, optim=OPTIMIZERS[name])
+    bad = batches_of(config).at(12)
+    spoil(monkeypatch, [bad], number)
+    assert train(config).summary["steps_left_out"] == [13]
+
+    # The same run with a step that has no batch, and no roll-back.
+    clean = replace(config, run_dir=config.run_dir.with_name("clean"), rollbacks=0)
+    original = Progress.__init__
+    monkeypatch.setattr(
+        Progress, "__init__", lambda self, **fields: original(self, **{"skipped": [13], **fields})
+    )
+    train(clean)
+    assert_same_run(config, clean)
+    assert {"step": 13, "train/left_out": 1.0} in metrics(config)
+
+
+def test_a_run_that_is_killed_after_going_back_ends_the_same(long_config, monkeypatch):
+    spoil(monkeypatch, [batches_of(long_config).at(36), batches_of(long_config).at(70)])
+    whole = replace(long_config, run_dir=long_config.run_dir.with_name("whole"))
+    assert train(whole).summary["steps_left_out"] == [37, 71]
+    for steps in (20, 45, 60):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            die_after(patch, steps)
+            train(replace(long_config, resume=steps > 20))
+    assert train(replace(long_config, resume=True)).summary["steps_left_out"] == [37, 71]
+    assert_same_run(long_config, whole)
+
+
 def test_bad_loss_in_the_middle_keeps_the_checkpoint_before_it(tiny_config, monkeypatch):
-    original = train_module.take_step
-    steps = []
-
-    def spoil_step_13(*arguments):
-        steps.append(1)
-        loss = original(*arguments)
-        return loss * torch.nan if len(steps) == 13 else loss
-
-    monkeypatch.setattr(train_module, "take_step", spoil_step_13)
-    with pytest.raises(DivergedError, match=r"loss of step 13 is not finite; .* of step 10"):
-        train(tiny_config)
-    assert checkpoint(tiny_config)["progress"]["step"] == 10
+    spoil(monkeypatch, [batches_of(tiny_config).at(12)])
+    config = replace(tiny_config, rollbacks=0)
+    with pytest.raises(DivergedError, match=r"gradient of step 13 is not finite; .* of step 10"):
+        train(config)
+    assert checkpoint(config)["progress"]["step"] == 10
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tiny_config, monkeypatch):
-    original = train_module.take_step
+    original = Stepper.take
     steps = []
 
-    def spoil_step_7(optimizer, parameters, *rest):
+    def spoil_step_7(stepper, batch):
         steps.append(1)
-        parameters = list(parameters)
-        loss = original(optimizer, parameters, *rest)
+        taken = original(stepper, batch)
         if len(steps) == 7:
-            parameters[-1].data[0] = torch.inf
+            next(stepper.objective.model.parameters()).data[0] = torch.inf
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss
+        return taken
 
-    monkeypatch.setattr(train_module, "take_step", spoil_step_7)
-    with pytest.raises(DivergedError, match=r"parameter after step 7 is not finite; .* of step 0"):
-        train(tiny_config)
-    assert checkpoint(tiny_config)["progress"]["step"] == 0
+    monkeypatch.setattr(Stepper, "take", spoil_step_7)
+    config = replace(tiny_config, rollbacks=0)
+    with pytest.raises(DivergedError, match=r"parameter of step 7 is not finite; .* of step 0"):
+        train(config)
+    assert checkpoint(config)["progress"]["step"] == 0
 
 
 @pytest.mark.parametrize(
