@@ -43,6 +43,10 @@ class Batches(abc.ABC):
     def steps_in(self, epochs: float) -> int:
         """Return the number of steps that read the text so many times."""
 
+    @abc.abstractmethod
+    def is_whole(self, steps: int) -> bool:
+        """Return whether so many steps are whole epochs."""
+
 
 @final
 class Windows(Batches):
@@ -74,6 +78,10 @@ class Windows(Batches):
     def steps_in(self, epochs: float) -> int:
         """Return the number of steps with as many tokens as the text has, so many times."""
         return max(1, round(epochs * (len(self.tokens) - 1) / (self.batch_size * self.context)))
+
+    def is_whole(self, steps: int) -> bool:
+        """Return whether so many steps are whole epochs."""
+        return steps % self.steps_in(1) == 0
 
 
 SHORTEST = 5
@@ -153,6 +161,10 @@ class Streams(Batches):
             self.position(self._first_steps[-1])
         first, after = self._first_steps[whole : whole + 2]
         return first + round((epochs - whole) * (after - first))
+
+    def is_whole(self, steps: int) -> bool:
+        """Return whether so many steps are whole epochs."""
+        return self.position(steps)[1] == 0
 
     def _borders(self, epoch: int) -> Tensor:
         """Return where the batches of an epoch begin and end, (batches + 1,)."""

@@ -63,7 +63,8 @@ class TrainConfig:
     log_every: int = 20
     """Steps between two records of the training loss."""
     eval_every: int = 100
-    """Steps between two evaluations on the whole validation part, each saving a checkpoint."""
+    """Steps between two evaluations on the whole validation part, each saving a checkpoint; 0
+    evaluates after every epoch."""
     checkpoint_every: int = 0
     """Steps between two checkpoints besides those of evaluations; 0 for none."""
     keep: int = 0
@@ -83,13 +84,14 @@ class TrainConfig:
     """Delete the run in the folder first."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "log_every", "eval_every"):
+        for name in ("batch_size", "log_every"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
         for name in (
             "grad_clip",
             "tokens_per_step",
             "micro_batch",
             "rollbacks",
+            "eval_every",
             "checkpoint_every",
             "keep",
         ):

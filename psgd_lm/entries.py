@@ -154,12 +154,19 @@ def members(preset: str, task: TrainConfig, grid: Grid) -> dict[str, Run]:
 
 def _settings(entry: object) -> dict[str, Any]:
     """Return the fields of `TrainConfig` that an entry sets: several, or the optimizer alone."""
-    return dict(entry) if isinstance(entry, Mapping) else {"optim": entry}
+    if isinstance(entry, Mapping):
+        return dict(entry)
+    return {"optim": entry() if callable(entry) else entry}
+
+
+def _fields(entry: object) -> set[str]:
+    """Return their names, without importing an optimizer that nobody asked for."""
+    return set(entry) if isinstance(entry, Mapping) else {"optim"}
 
 
 def _without_optimizer(preset: str, task: TrainConfig, tuned: Mapping[str, object]) -> TrainConfig:
     """Return the task with the defaults in every field that some optimizer's settings fill."""
-    own = {"optim"}.union(*(_settings(entry) for entry in tuned.values()))
+    own = {"optim"}.union(*(_fields(entry) for entry in tuned.values()))
     for name in sorted(own | {"seed"}):
         if getattr(task, name) != getattr(PRESETS[preset], name):
             raise InputError(

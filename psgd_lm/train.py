@@ -126,7 +126,8 @@ class _Run:
         )
         if config.resume:
             self._go_back()
-        if self.progress.step == 0:
+        # The first step of some optimizers, such as SOAP, only looks.
+        if self.progress.step == 0 and self.steps > 1:
             self.fingerprint = Fingerprint(self.model)
         self.saved_step = self.progress.step
         self.meter = Meter(self.config, self.model, self.progress)
@@ -164,7 +165,7 @@ class _Run:
     def _evaluate_or_save(self, bar: tqdm) -> None:
         """Do what is due after the steps done so far."""
         config, progress = self.config, self.progress
-        is_due = progress.step == self.steps or progress.step % config.eval_every == 0
+        is_due = progress.step == self.steps or self._ends_interval(progress.step)
         # A run resumed from the checkpoint of an evaluation has done this one.
         if is_due and progress.evaluated_at < progress.step:
             self._evaluate()
@@ -172,6 +173,11 @@ class _Run:
         every = config.checkpoint_every
         if every and progress.step % every == 0 and self.saved_step < progress.step:
             self._save_last()
+
+    def _ends_interval(self, step: int) -> bool:
+        """Return whether an evaluation comes after so many steps."""
+        every = self.config.eval_every
+        return step % every == 0 if every else self.batches.is_whole(step)
 
     def _step(self, bar: tqdm) -> None:
         """Take one step, or leave it out."""

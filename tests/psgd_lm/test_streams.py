@@ -84,6 +84,7 @@ def test_short_contexts_have_batches_too():
 def test_steps_of_a_part_of_an_epoch():
     batches = streams(is_variable=False)  # 17 steps per epoch
     assert [batches.steps_in(e) for e in (0, 0.5, 1, 2.5, 3)] == [0, 8, 17, 42, 51]
+    assert [step for step in range(52) if batches.is_whole(step)] == [0, 17, 34, 51]
 
 
 def test_a_text_with_less_than_a_token_per_row_is_refused():
