@@ -177,8 +177,11 @@ def _without_optimizer(preset: str, task: TrainConfig, tuned: Mapping[str, objec
 
 
 def _shortened(config: TrainConfig, fraction: float) -> TrainConfig:
-    """Return the run with a part of its steps; its schedule ends with them."""
-    return config if fraction == 1 else replace(config, steps=round(fraction * config.steps))
+    """Return the run with a part of its steps or epochs; its schedule ends with them."""
+    if fraction == 1:
+        return config
+    steps, epochs = round(fraction * config.steps), fraction * config.epochs
+    return replace(config, steps=steps, epochs=epochs)
 
 
 def _grid_of(preset: str, name: str, config: TrainConfig, several: bool) -> tuple[float, ...]:

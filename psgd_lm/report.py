@@ -107,7 +107,7 @@ def _bad(row: Row) -> list[tuple[int, str]]:
 
 
 def _mean(mean: Mean, digits: int) -> str:
-    error = "" if mean.error is None else f" +- {mean.error:.{digits}f}"
+    error = "" if mean.error is None else f" +- {mean.error:,.{digits}f}"
     return f"{mean.value:,.{digits}f}{error}"
 
 

@@ -54,6 +54,27 @@ def test_train_evaluate_and_sample(call):
     assert out.startswith("The")
     assert len(out) == 3 + 25 + 1
 
+    Path("prompt.txt").write_text("The")
+    line = "runs/mine --prompt-file prompt.txt --tokens 5 --samples 2 --stop never ever"
+    code, out, err = call(sample_lm, line)
+    assert (code, err) == (OK, "")
+    assert re.fullmatch(
+        r"--- sample 1 of 2\nThe[^·]{5}\n--- sample 2 of 2\nThe[^·]{5}\n", out, re.DOTALL
+    )
+
+
+def test_evaluation_takes_a_part_a_stride_and_a_file(call, trained):
+    whole = call(evaluate_lm, "runs/smoke --json figures.json")
+    assert whole[0] == OK
+    assert "figures: figures.json" in whole[1]
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["part"] == "validation"
+    call(evaluate_lm, "runs/smoke --stride 8 --json strided.json")
+    assert json.loads(Path("strided.json").read_text())["loss"] < figures["loss"]
+    code, out, _ = call(evaluate_lm, "runs/smoke --dynamic.lr 0.1 --dynamic.rule sgd")
+    assert code == OK
+    assert "(dynamic evaluation)" in out
+
 
 def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
     build = trainee.build_optimizer
@@ -140,6 +161,12 @@ def test_compare_prints_its_table(call):
         (compare, "tetris", "There is no task 'tetris'; known: lm."),
         (compare, "lm smok", "no preset 'smok'; did you mean smoke?"),
         (compare, "lm smoke --seeds x", "--seeds"),
+        (compare, "lm smoke --optimizers psgd@3", "give a fraction above 0 and up to 1"),
+        (compare, "lm smoke --workers 0", "give --workers 1 or more"),
+        (evaluate_lm, "nowhere --part tests", "--part"),
+        (evaluate_lm, "nowhere --stride -2", "stride -2; give --stride 0 or more"),
+        (sample_lm, "nowhere --top-p 2", "top_p 2.0; give --top-p above 0 and up to 1"),
+        (sample_lm, "nowhere --prompt-file gone", "Cannot read gone (No such file"),
         (compare, "lm smoke --seed 1", "give --optimizers, --lrs and --seeds"),
         (compare_forms, "--problems txt", "There is no problem 'txt'; did you mean text?"),
         (compare_forms, "--step 3", "no flag --step; did you mean --steps?"),
@@ -224,11 +251,11 @@ def test_run_folder_below_a_file_is_bad_input(call, tmp_path):
                 "Windows of text per step,",
             ],
         ),
-        (evaluate_lm, "--help", ["--best"]),
-        (sample_lm, "--help", ["--temperature"]),
+        (evaluate_lm, "--help", ["--best", "--dynamic.lr", "--part"]),
+        (sample_lm, "--help", ["--temperature", "--min-p", "--stop"]),
         (compare_forms, "--help", ["--problems", "Steps of every run"]),
         (compare, "--help", ["TASK [PRESET]", "lm"]),
-        (compare, "lm --help", ["--optimizers", "train_lm.py"]),
+        (compare, "lm --help", ["--optimizers", "--workers", "--baseline", "train_lm.py"]),
     ],
 )
 def test_help_names_what_there_is(call, capsys, script, line, words):

@@ -11,8 +11,10 @@ import torch
 from psgd_lm.config import TrainConfig
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPT, GPTConfig
-from psgd_lm.language_model import LanguageModel, Memory, Output
+from psgd_lm.language_model import LanguageModel
+from psgd_lm.models import build_model
 from psgd_lm.presets import PRESETS
+from psgd_lm.recurrent import LSTMConfig
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 
@@ -42,33 +44,20 @@ def tiny_model() -> GPT:
     return GPT(GPTConfig(layers=2, heads=2, width=16, context=8), vocab_size=11).eval()
 
 
-class TinyRecurrent(LanguageModel):
-    """The least recurrent model: one LSTM layer, without any of the recipe."""
-
-    is_recurrent = True
-
-    def __init__(self, vocab_size: int, width: int, context: int) -> None:
-        super().__init__(vocab_size, context)
-        self.embedding = torch.nn.Embedding(vocab_size, width)
-        self.cells = torch.nn.LSTM(width, width, batch_first=True)
-        self.head = torch.nn.Linear(width, vocab_size)
-
-    def empty_memory(self, rows: int) -> Memory:
-        zeros = self.head.weight.new_zeros(rows, 1, self.cells.hidden_size)
-        return zeros, zeros.clone()
-
-    def forward(self, tokens: torch.Tensor, memory: Memory | None = None) -> Output:
-        before = self.empty_memory(len(tokens)) if memory is None else memory
-        state = tuple(part.transpose(0, 1).contiguous() for part in before)
-        hidden, after = self.cells(self.embedding(tokens), state)
-        kept = None if memory is None else tuple(part.transpose(0, 1) for part in after)
-        return Output(self.head(hidden), kept)
-
-
 @pytest.fixture
-def tiny_recurrent() -> TinyRecurrent:
+def tiny_recurrent() -> LanguageModel:
     torch.manual_seed(0)
-    return TinyRecurrent(vocab_size=11, width=16, context=8).eval()
+    config = LSTMConfig(
+        layers=2,
+        embedding=12,
+        hidden=16,
+        context=8,
+        tied=False,
+        sparse_embedding=True,
+        input_dropout=0.3,
+        weight_dropout=0.5,
+    )
+    return build_model(config, vocab_size=11).eval()
 
 
 @pytest.fixture

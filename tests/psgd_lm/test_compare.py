@@ -124,25 +124,19 @@ def test_shorter_run_is_held_against_the_baseline(tiny_config, tmp_path):
     assert figures["target"]["about"] == "the final loss of adamw, lr 1e-09"
 
 
-def test_workers_give_what_one_process_gives(tiny_config, tmp_path):
-    one = compare(*laid_out(tiny_config, tmp_path / "one"))
-    two = compare(*laid_out(tiny_config, tmp_path / "two", workers=2))
-    assert two.status == "finished"
-    assert [row.val_loss for row in two.rows] == [row.val_loss for row in one.rows]
-    assert "2 runs at a time shared the machine" in two.table
-    assert (tmp_path / "two" / "logs" / "adamw-lr0.01-seed0.txt").is_file()
-
-
+@pytest.mark.slow
 def test_crashed_worker_is_reported_and_the_others_go_on(tiny_config, tmp_path):
+    alone = compare(*laid_out(tiny_config, tmp_path / "alone", optimizers=("psgd",)))
     folder = tmp_path / "comparison"
     runs, grid = laid_out(tiny_config, folder, workers=2)
     name = "adamw-lr0.01-seed0"
     too_wide = replace(runs[name].config, model=GPTConfig(width=2**20, heads=2, context=16))
     runs[name] = replace(runs[name], config=too_wide)
     result = compare(runs, grid)
-    assert {row.optimizer: (row.finished, row.failed) for row in result.rows} == {
-        "psgd": (1, 0),
-        "adamw": (0, 1),
-    }
-    assert re.search(f"{name} failed: RuntimeError: .*allocate", result.table)
-    assert result.failures
+    psgd, adamw = result.rows
+    assert (psgd.finished, adamw.finished, adamw.failed) == (1, 0, 1)
+    assert psgd.val_loss == alone.rows[0].val_loss
+    assert re.search(f"{name} failed: .*", result.table)
+    assert len(result.failures) == 1
+    assert "2 runs at a time shared the machine" in result.table
+    assert (folder / "logs" / "psgd-lr0.01-seed0.txt").is_file()

@@ -95,6 +95,10 @@ def test_part_of_the_steps_is_a_run_of_its_own():
     whole, short = runs["psgd-lr0.01-seed0"], runs["psgd@0.45-lr0.01-seed0"]
     assert (whole.config.steps, short.config.steps) == (20, 9)
     assert short.entry == "psgd@0.45"
+    epochs = replace(PRESETS["smoke"], steps=0, epochs=4.0)
+    runs = members("smoke", epochs, Grid(optimizers=("psgd@0.25",)))
+    config = runs["psgd@0.25-lr0.01-seed0"].config
+    assert (config.steps, config.epochs) == (0, 1.0)
 
 
 def test_an_entry_may_set_several_fields_which_no_other_entry_inherits(monkeypatch):
