@@ -1,11 +1,14 @@
 """The models by name: as configurations, from saved ones, and built."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from psgd_lm.gpt import GPT, GPTConfig
 from psgd_lm.language_model import LanguageModel
 from psgd_lm.recurrent import GRUConfig, LSTMConfig, RecurrentModel
+from psgd_optim.tools.names import closest
+from psgd_optim.types import InputError
 
 ModelConfig = GPTConfig | LSTMConfig | GRUConfig
 """The settings of any model."""
@@ -41,6 +44,17 @@ def model_config_from_dict(saved: Mapping[str, Any]) -> ModelConfig:
 
     Returns:
         The configuration.
+
+    Raises:
+        InputError: If the name or a field is not known.
     """
     settings = dict(saved)
-    return type(MODELS[settings.pop("name", GPTConfig.name)])(**settings)
+    # Runs from before there was more than one model do not name it.
+    name = settings.pop("name", GPTConfig.name)
+    if name not in MODELS:
+        raise InputError(f"There is no model {name!r}; {closest(name, list(MODELS))}")
+    known = [field.name for field in fields(MODELS[name])]
+    if unknown := settings.keys() - set(known):
+        first = min(unknown)
+        raise InputError(f"The model {name} has no setting {first!r}; {closest(first, known)}")
+    return type(MODELS[name])(**settings)

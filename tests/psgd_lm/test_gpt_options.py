@@ -220,6 +220,7 @@ def test_hessian_vector_products_are_exact(config):
         torch.testing.assert_close(product, (high - low) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [SMALL, MODERN], ids=["default", "modern"])
 def test_one_graph_without_a_memory(config):
     torch.compiler.reset()
