@@ -29,6 +29,7 @@ from psgd_lm.tokenizer import (
     make_tokenizer,
     tokenizer_sha256,
 )
+from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 
 STANDARD_INPUT = "-"
@@ -69,6 +70,8 @@ class PrepareConfig:
     """Of the tokens in the shards; auto is the narrowest that holds the vocabulary."""
     shard_tokens: int = 100_000_000
     """Most tokens in one file."""
+    threads: int = 1
+    """Threads that bpe and gpt2 tokenise with; the tokens do not depend on it."""
     overwrite: bool = False
     """Replace a prepared text in the folder."""
 
@@ -88,6 +91,7 @@ class PrepareConfig:
             raise InputError(
                 f"Got shard_tokens {self.shard_tokens}; give --shard-tokens 1 or more."
             )
+        check_threads("--threads", self.threads)
         self.tokenizer_settings()
 
     def tokenizer_settings(self) -> TokenizerSettings:
@@ -154,7 +158,11 @@ def prepare(
             seconds = time.perf_counter() - begun
         about = {
             "source": ", ".join(config.inputs),
-            "files": [file.name for file in files],
+            "files": {
+                "inputs": [file.name for file in files],
+                "validation": list(config.validation),
+                "test": list(config.test),
+            },
             "separator": config.separator,
             "zlib_bits_per_byte": zlib_bits,
             "zlib_bytes": min(ZLIB_BYTES, written["validation"].bytes),
@@ -289,7 +297,7 @@ def _write_parts(
             folder, name, size=size, tokenizer_sha256=sha256, most_tokens=config.shard_tokens
         )
         text = _told(measure, pieces(), advance)
-        writer.write(encode_pieces(tokenizer, text))
+        writer.write(encode_pieces(tokenizer, text, config.threads))
         if not writer.count:
             flags = f"--{name}-fraction or --{name}" if name != "train" else "--validation-fraction"
             raise InputError(f"The {name} part is empty; give more text or change {flags}.")
