@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from psgd_lm.data import in_turn, validation_cut
+from psgd_lm.output_folder import replacing, restore
 from psgd_lm.prepared import Part, is_prepared, write_prepared
 from psgd_lm.shards import ShardWriter, token_bytes
 from psgd_lm.text_files import PIECE_BYTES, Pieces, TextFile, find_files, joined, section
@@ -33,7 +34,6 @@ from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 
 STANDARD_INPUT = "-"
-PARTIAL, OLD = ".partial", ".old"
 DTYPE_BYTES = {"auto": None, "uint8": 1, "uint16": 2, "uint32": 4}
 
 Advance = Callable[[int], object]
@@ -145,9 +145,9 @@ def prepare(
         OSError: If the folder cannot be written; what was there before is as it was.
     """
     out = config.out.resolve()  # what a link leads to, not the link
-    _restore(out)
+    restore(out)
     _check_out(config)
-    with _replacing(out) as folder:
+    with replacing(out) as folder:
         with contextlib.ExitStack() as stack:
             files = _find_inputs(config, standard_input, folder, stack)
             parts = split(config, files)
@@ -187,33 +187,6 @@ def _check_out(config: PrepareConfig) -> None:
     for name in (*config.inputs, *config.validation, *config.test):
         if name != STANDARD_INPUT and Path(name).resolve().is_relative_to(out.resolve()):
             raise InputError(f"The input {name} lies in {out}, which is written; move one of them.")
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Give a folder to write to, which takes the place of `out` if nothing goes wrong."""
-    partial, old = out.with_name(out.name + PARTIAL), out.with_name(out.name + OLD)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}); give another --out.") from error
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(out: Path) -> None:
-    """Tidy up after a process that was killed while it replaced the folder."""
-    old = out.with_name(out.name + OLD)
-    if old.exists() and not out.exists():
-        old.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _find_inputs(

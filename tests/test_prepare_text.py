@@ -29,11 +29,11 @@ def call(monkeypatch, capsys, tmp_path):
 
 
 def test_one_line_says_what_was_written(call):
-    code, out, err = call("text.txt text.txt --out prepared --tokenizer bpe --vocab-size 300")
+    code, out, err = call("text.txt text.txt --out prepared --tokenizer bpe --vocab-size 288")
     assert (code, err) == (OK, "")
     assert re.fullmatch(
-        r"[\d,]+ tokens \(train [\d,]+, validation [\d,]+\) of a vocabulary of 300 from 5,280 bytes "
-        r"in [\d.]+ s \([\d,]+ tokens/s\): prepared\n",
+        r"[\d,]+ tokens \(train [\d,]+, validation [\d,]+\) of a vocabulary of 288 from "
+        r"5,280 bytes in [\d.]+ s \([\d,]+ tokens/s\): prepared\n",
         out,
     )
     assert Path("prepared/manifest.json").is_file()

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from psgd_lm import prepare as module
 from psgd_lm import text_files
+from psgd_lm.output_folder import OLD
 from psgd_lm.prepare import PrepareConfig, prepare
 from psgd_lm.prepared import open_prepared
 from psgd_lm.tokenizer import decode
@@ -56,11 +56,18 @@ def test_fractions_cut_at_characters(tmp_path, text, monkeypatch, size, tokenize
     assert result.tokens == sum(part.tokens for part in result.parts.values())
 
 
-def test_words_are_cut_at_lines(tmp_path, text):
-    config = PrepareConfig(inputs=(str(text),), out=tmp_path / "out", tokenizer="word")
+@pytest.mark.parametrize("fraction", [0.1, 0.101, 0.102, 0.103, 0.104])
+def test_words_are_cut_at_lines(tmp_path, text, fraction):
+    config = PrepareConfig(
+        inputs=(str(text),),
+        out=tmp_path / "out",
+        tokenizer="word",
+        validation_fraction=fraction,
+    )
     parts = read(prepare(config).out)
-    assert all(part.endswith("<unk> ñ\n") or part == parts["train"] for part in parts.values())
-    assert sum(part.count("\n") for part in parts.values()) == 200
+    assert parts["train"] == TEXT[: len(parts["train"])]
+    assert all(part.endswith(" ñ\n") for part in parts.values())
+    assert parts["validation"].startswith("line ")
 
 
 def test_parts_can_be_files(tmp_path, text):
@@ -197,7 +204,7 @@ def test_text_of_a_process_killed_while_replacing_is_found_again(tmp_path, text)
     out = tmp_path / "out"
     config = PrepareConfig(inputs=(str(text),), out=out)
     prepare(config)
-    out.rename(tmp_path / f"out{module.OLD}")
+    out.rename(tmp_path / f"out{OLD}")
     with pytest.raises(InputError, match="has a prepared text"):
         prepare(config)
     assert open_prepared(out)
