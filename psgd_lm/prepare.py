@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from psgd_lm.data import in_turn, validation_cut
+from psgd_lm.output_folder import replacing, restore
 from psgd_lm.prepared import Part, is_prepared, write_prepared
 from psgd_lm.shards import ShardWriter, token_bytes
 from psgd_lm.text_files import PIECE_BYTES, Pieces, TextFile, find_files, joined, section
@@ -29,10 +30,10 @@ from psgd_lm.tokenizer import (
     make_tokenizer,
     tokenizer_sha256,
 )
+from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 
 STANDARD_INPUT = "-"
-PARTIAL, OLD = ".partial", ".old"
 DTYPE_BYTES = {"auto": None, "uint8": 1, "uint16": 2, "uint32": 4}
 
 Advance = Callable[[int], object]
@@ -69,6 +70,8 @@ class PrepareConfig:
     """Of the tokens in the shards; auto is the narrowest that holds the vocabulary."""
     shard_tokens: int = 100_000_000
     """Most tokens in one file."""
+    threads: int = 1
+    """Threads that bpe and gpt2 tokenise with; the tokens do not depend on it."""
     overwrite: bool = False
     """Replace a prepared text in the folder."""
 
@@ -88,6 +91,7 @@ class PrepareConfig:
             raise InputError(
                 f"Got shard_tokens {self.shard_tokens}; give --shard-tokens 1 or more."
             )
+        check_threads("--threads", self.threads)
         self.tokenizer_settings()
 
     def tokenizer_settings(self) -> TokenizerSettings:
@@ -141,9 +145,9 @@ def prepare(
         OSError: If the folder cannot be written; what was there before is as it was.
     """
     out = config.out.resolve()  # what a link leads to, not the link
-    _restore(out)
+    restore(out)
     _check_out(config)
-    with _replacing(out) as folder:
+    with replacing(out) as folder:
         with contextlib.ExitStack() as stack:
             files = _find_inputs(config, standard_input, folder, stack)
             parts = split(config, files)
@@ -154,7 +158,11 @@ def prepare(
             seconds = time.perf_counter() - begun
         about = {
             "source": ", ".join(config.inputs),
-            "files": [file.name for file in files],
+            "files": {
+                "inputs": [file.name for file in files],
+                "validation": list(config.validation),
+                "test": list(config.test),
+            },
             "separator": config.separator,
             "zlib_bits_per_byte": zlib_bits,
             "zlib_bytes": min(ZLIB_BYTES, written["validation"].bytes),
@@ -179,33 +187,6 @@ def _check_out(config: PrepareConfig) -> None:
     for name in (*config.inputs, *config.validation, *config.test):
         if name != STANDARD_INPUT and Path(name).resolve().is_relative_to(out.resolve()):
             raise InputError(f"The input {name} lies in {out}, which is written; move one of them.")
-
-
-@contextlib.contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Give a folder to write to, which takes the place of `out` if nothing goes wrong."""
-    partial, old = out.with_name(out.name + PARTIAL), out.with_name(out.name + OLD)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{out} cannot be made ({error.strerror}); give another --out.") from error
-    try:
-        yield partial
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _restore(out: Path) -> None:
-    """Tidy up after a process that was killed while it replaced the folder."""
-    old = out.with_name(out.name + OLD)
-    if old.exists() and not out.exists():
-        old.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _find_inputs(
@@ -289,7 +270,7 @@ def _write_parts(
             folder, name, size=size, tokenizer_sha256=sha256, most_tokens=config.shard_tokens
         )
         text = _told(measure, pieces(), advance)
-        writer.write(encode_pieces(tokenizer, text))
+        writer.write(encode_pieces(tokenizer, text, config.threads))
         if not writer.count:
             flags = f"--{name}-fraction or --{name}" if name != "train" else "--validation-fraction"
             raise InputError(f"The {name} part is empty; give more text or change {flags}.")

@@ -129,8 +129,14 @@ def joined(files: Sequence[TextFile], separator: str | None = None) -> Iterator[
             yield piece
             if separator:
                 end = (end + piece)[-len(separator) - 64 :]
-        if separator and end and not end.rstrip().endswith(separator.rstrip() or separator):
+        if separator and end and not _ends_with(end, separator):
             yield separator
+
+
+def _ends_with(text: str, separator: str) -> bool:
+    """Tell whether a text ends with a separator, be it a line of its own or not."""
+    visible = separator.rstrip()
+    return text.endswith(separator) or (visible != "" and text.rstrip().endswith(visible))
 
 
 def section(
@@ -148,7 +154,7 @@ def section(
         Pieces.
     """
     begins = first if first == 0 or not whole_lines else None  # None: not known yet
-    ends = None if whole_lines else last
+    ends = None if whole_lines and last else last
     position = 0
     for piece in pieces:
         if begins is None:

@@ -41,6 +41,8 @@ def test_the_scripts_run_as_written(
 ) -> None:
     """In the order of the pages, in one folder, since some read what others wrote."""
     monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
     ran = []
     for name, *args in commands():
         if name == "python":

@@ -8,7 +8,9 @@ import codecs
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
@@ -59,15 +61,44 @@ class Tokenizer(Protocol):
         """Return everything about the tokenizer as JSON values."""
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[Tensor]:
+def encode_pieces(
+    tokenizer: Tokenizer, pieces: Iterable[str], threads: int = 1
+) -> Iterator[Tensor]:
     """Encode a text that comes in pieces.
+
+    Args:
+        tokenizer: Any.
+        pieces: The text, cut anywhere.
+        threads: Pieces that are encoded at once; it helps bpe and gpt2, which do not hold Python's
+            lock.
+
+    Yields:
+        (n,) int64, together the tokens of the whole text.
+    """
+    texts = _separable(tokenizer, pieces)
+    if threads == 1:
+        yield from map(tokenizer.encode, texts)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Tensor]] = deque()
+        for text in texts:
+            waiting.append(pool.submit(tokenizer.encode, text))
+            # Enough to keep all threads busy, and no more in memory.
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _separable(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[str]:
+    """Cut a text where its tokens do not depend on each other.
 
     Args:
         tokenizer: Any.
         pieces: The text, cut anywhere.
 
     Yields:
-        (n,) int64, together the tokens of the whole text.
+        Texts to encode one by one.
 
     Raises:
         InputError: If the text has no place to cut it for longer than memory allows.
@@ -77,7 +108,7 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[Tenso
         text = rest + piece
         cut = tokenizer.last_cut(text)
         if cut:
-            yield tokenizer.encode(text[:cut])
+            yield text[:cut]
         rest = text[cut:]
         if len(rest) > LONGEST_PIECE:
             raise InputError(
@@ -85,7 +116,7 @@ def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[Tenso
                 f"({rest[:20]!r}...); use the tokenizer char or byte."
             )
     if rest:
-        yield tokenizer.encode(rest)
+        yield rest
 
 
 def places_from_the_end(text: str, boundary: re.Pattern[str] = BEFORE_BLANK) -> Iterator[int]:

@@ -78,7 +78,6 @@ class Merger:
 
     def __init__(self, counts: dict[bytes, int]) -> None:
         self.tokens = [bytes([byte]) for byte in range(256)]
-        self._id_of = {token: i for i, token in enumerate(self.tokens)}
         self._runs = [list(text) for text in counts]
         self._run_counts = list(counts.values())
         self._pair_counts: defaultdict[Pair, int] = defaultdict(int)
@@ -122,11 +121,10 @@ class Merger:
 
     def _merge(self, pair: Pair) -> None:
         """Make one token of a pair wherever it stands."""
-        token = self.tokens[pair[0]] + self.tokens[pair[1]]
-        # The same bytes may already be a token, merged from other halves.
-        new = self._id_of.setdefault(token, len(self.tokens))
-        if new == len(self.tokens):
-            self.tokens.append(token)
+        # These bytes are no token yet: wherever a run keeps its ends on both sides of them, it has
+        # gone through the same merges between, so they were two tokens at one time in all runs.
+        new = len(self.tokens)
+        self.tokens.append(self.tokens[pair[0]] + self.tokens[pair[1]])
         changes: defaultdict[Pair, int] = defaultdict(int)
         for i in self._runs_with.pop(pair):
             run, count = self._runs[i], self._run_counts[i]

@@ -24,7 +24,7 @@ from psgd_lm.tokenizer import (
 from psgd_optim.types import InputError
 
 UNICODE = st.text(st.characters(exclude_categories=("Cs",)))
-# What the cuts between pieces depend on: blanks of all kinds, endings, digits, scripts, documents.
+# What cuts between pieces depend on: blanks of all kinds, endings, digits, scripts, documents.
 SNAGS = [
     "a",
     "It's",
@@ -86,8 +86,9 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(name, text, seed):
         size = rng.randint(1, 12)
         pieces.append(rest[:size])
         rest = rest[size:]
-    runs = list(encode_pieces(tokenizer, pieces))
-    assert [token for run in runs for token in run.tolist()] == tokenizer.encode(text).tolist()
+    for threads in (1, 3):
+        runs = list(encode_pieces(tokenizer, pieces, threads))
+        assert [token for run in runs for token in run.tolist()] == tokenizer.encode(text).tolist()
 
 
 @pytest.mark.parametrize("name", NAMES)

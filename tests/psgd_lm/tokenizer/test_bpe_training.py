@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import regex
@@ -14,9 +15,8 @@ from psgd_lm.tokenizer.bpe_training import GPT2_PATTERN, count_pretokens, train_
 
 def slow_merges(text: str, merges: int) -> list[bytes]:
     """Sennrich et al., section 3.2, on runs of bytes objects; equal counts go by their bytes."""
-    words = Counter(
-        tuple(bytes([b]) for b in p.encode()) for p in regex.findall(GPT2_PATTERN, text)
-    )
+    pretokens = regex.findall(GPT2_PATTERN, text)
+    words = Counter(tuple(bytes([byte]) for byte in p.encode()) for p in pretokens)
     tokens = [bytes([byte]) for byte in range(256)]
     while len(tokens) < 256 + merges:
         pairs: Counter[tuple[bytes, bytes]] = Counter()
@@ -36,8 +36,7 @@ def slow_merges(text: str, merges: int) -> list[bytes]:
                     new.append(part)
             joined[tuple(bytes(part) for part in new)] += count
         words = joined
-        if best[0] + best[1] not in tokens:
-            tokens.append(best[0] + best[1])
+        tokens.append(best[0] + best[1])
     return tokens
 
 
@@ -55,15 +54,8 @@ def test_merges_are_those_of_the_slow_trainer(text):
 
 
 def test_merges_of_prose_are_those_of_the_slow_trainer():
-    text = __import__("pathlib").Path(bpe_training.__file__).read_text(encoding="utf-8")
+    text = Path(bpe_training.__file__).read_text(encoding="utf-8")
     assert train_bpe([text], 150) == slow_merges(text, 150)
-
-
-def test_same_bytes_from_other_halves_are_one_token():
-    # ab, then bc, then a+bc and ab+c both give abc.
-    counts = {b"ab": 50, b"bc": 40, b"abc": 3, b"xab": 1, b"abcd": 2}
-    tokens = bpe_training.Merger(counts).run(20)
-    assert len(set(tokens)) == len(tokens)
 
 
 def test_training_stops_where_nothing_occurs_twice():
@@ -101,5 +93,5 @@ def test_rare_pretokens_are_left_out(monkeypatch):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_order_of_the_text_does_not_matter_among_equals(order):
-    words = ["ab", "cd", "ef", "gh"][::order]
-    assert train_bpe([" ".join(words * 2)], 2)[256:] == [b" a", b" ab"] or order
+    words = [" ab", " cd", " ef", " gh"][::order]
+    assert train_bpe(words * 2, 3)[256:] == [b" a", b" c", b" e"]
