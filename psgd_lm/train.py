@@ -8,21 +8,18 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from psgd_lm.batches import Batch, Batches, Streams, Windows
+from psgd_lm.batches import Batch
 from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
 from psgd_lm.evaluate import evaluate
-from psgd_lm.guard import BadStepError, Fingerprint, FiniteGuard, is_finite, memory_advice
+from psgd_lm.guard import BadStepError, Fingerprint, FiniteGuard, memory_advice
 from psgd_lm.meter import Meter
 from psgd_lm.progress import Progress
-from psgd_lm.saved_run import KIND, check_text, text_identity
+from psgd_lm.run_state import RunState
 from psgd_lm.stepping import Taken
 from psgd_lm.summary import figures_on_test, summarise_run
-from psgd_lm.tokens import Tokens
-from psgd_lm.trainee import Trainee, make_model
-from psgd_optim.tools.checkpoint import keep_copy, write_checkpoint
-from psgd_optim.tools.choices import config_to_dict
-from psgd_optim.tools.run_folder import RunFolder, read_run
+from psgd_lm.trainee import Trainee, make_batches, make_model
+from psgd_optim.tools.run_folder import RunFolder
 from psgd_optim.tools.runtime import Interrupt, resolve_device, seed_everything, torch_threads
 from psgd_optim.types import InputError
 
@@ -63,36 +60,6 @@ def train(config: TrainConfig) -> Result:
             return run.go(interrupt)
 
 
-def make_batches(config: TrainConfig, tokens: Tokens, *, is_recurrent: bool) -> Batches:
-    """Return the batches of a run: running text for a recurrent model, else windows.
-
-    Args:
-        config: The run.
-        tokens: Of the training part, on the run's device.
-        is_recurrent: Whether the model carries its memory along.
-
-    Returns:
-        The batches.
-
-    Raises:
-        InputError: If the model has no use for lengths that vary.
-    """
-    context, seed = config.model.context, config.seed
-    if is_recurrent:
-        return Streams(
-            tokens,
-            rows=config.rows,
-            context=context,
-            seed=seed,
-            is_variable=config.variable_length,
-        )
-    if config.variable_length:
-        raise InputError(
-            "Got --variable-length with a model that carries no memory along; leave it out."
-        )
-    return Windows(tokens, context=context, batch_size=config.rows, seed=seed)
-
-
 class _Run:
     """A run in memory; nothing is written before `open_folder`.
 
@@ -104,7 +71,6 @@ class _Run:
         self.config = config
         self.device = resolve_device(config.device)
         self.data = load_data(config.data, config.model.context)
-        self.identity = text_identity(self.data)
         seed_everything(config.seed)
         self.model = make_model(config, self.data.tokenizer.vocab_size).to(self.device)
         self.batches = make_batches(
@@ -115,31 +81,22 @@ class _Run:
         self.trainee = Trainee(config, self.model, self.steps)
         self.validation_tokens = self.data.validation.to(self.device)
         self.guard = FiniteGuard(self.device)
-        self.progress = Progress()
         self.fingerprint: Fingerprint | None = None
 
     def open_folder(self) -> RunFolder:
         """Create the run's folder, or go back to the state that the run left there."""
-        config = self.config
-        self.folder = RunFolder(
-            config.run_dir, KIND, config, resume=config.resume, overwrite=config.overwrite
-        )
-        if config.resume:
-            self._go_back()
+        self.state = RunState(self.config, self.data, self.trainee)
+        self.folder = self.state.folder
         # The first step of some optimizers, such as SOAP, only looks.
         if self.progress.step == 0 and self.steps > 1:
             self.fingerprint = Fingerprint(self.model)
-        self.saved_step = self.progress.step
         self.meter = Meter(self.config, self.model, self.progress)
         return self.folder
 
-    def _go_back(self) -> None:
-        """Take up the run where its last checkpoint is."""
-        content = read_run(self.config.run_dir, KIND)[1]
-        check_text(content["identity"], self.data, self.config.run_dir)
-        self.trainee.load(content)
-        self.progress = Progress(**content["progress"])
-        self.folder.rewind(self.progress.step)
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.state.progress
 
     def go(self, interrupt: Interrupt) -> Result:
         """Train until the last step or a signal."""
@@ -171,8 +128,8 @@ class _Run:
             self._evaluate()
             bar.set_postfix(val_loss=f"{progress.evaluation['loss']:.4f}")
         every = config.checkpoint_every
-        if every and progress.step % every == 0 and self.saved_step < progress.step:
-            self._save_last()
+        if every and progress.step % every == 0 and self.state.saved_step < progress.step:
+            self._save()
 
     def _ends_interval(self, step: int) -> bool:
         """Return whether an evaluation comes after so many steps."""
@@ -243,31 +200,32 @@ class _Run:
                 )
             if not math.isfinite(evaluation.loss):
                 raise BadStepError(progress.step, "The validation loss")
-            self._check_parameters()
+            self.state.check_finite()
             is_best = progress.record(evaluation.loss, asdict(evaluation))
             values = {f"validation/{name}": value for name, value in progress.evaluation.items()}
             values |= {"train/tokens": progress.tokens, **self.meter.times()}
             self.folder.log(progress.step, values)
             if is_best:
-                self._save(self.folder.best_checkpoint)
-            self._save_last()
+                self.state.save_best()
+            self._save()
+
+    def _save(self) -> None:
+        """Write the checkpoint that a resumption or a roll-back starts from."""
+        self._check_steps()
+        self.meter.store()
+        self.state.save()
 
     def _check_steps(self) -> None:
         if bad := self.guard.first_bad_step():
             raise BadStepError(bad, "The loss or gradient")
 
-    def _check_parameters(self) -> None:
-        if not is_finite(self.model):
-            raise BadStepError(self.progress.step, "A parameter")
-
     def _roll_back(self, error: BadStepError) -> None:
         """Go back to the last checkpoint to leave the bad step out, or end the run."""
-        progress, config = self.progress, self.config
-        if len(progress.skipped) >= config.rollbacks or not self.folder.last_checkpoint.is_file():
+        left_out = self.progress.skipped
+        if len(left_out) >= self.config.rollbacks or not self.state.can_go_back:
             self._diverge(error)
-        left_out = sorted([*progress.skipped, error.step])
-        self._go_back()
-        self.progress.skipped = left_out
+        self.state.go_back()
+        self.progress.skipped = sorted([*left_out, error.step])
         self.guard.forget()
         self.meter.restart(self.progress)
 
@@ -280,36 +238,14 @@ class _Run:
         after = f", after leaving out {', '.join(map(str, left_out))}" if left_out else ""
         raise DivergedError(
             f"{error.what} of step {error.step} is not finite{after}; the last good checkpoint, of "
-            f"step {self.saved_step}, is {self.folder.last_checkpoint}: start again with a lower "
-            "--optim.lr."
+            f"step {self.state.saved_step}, is {self.folder.last_checkpoint}: start again with a "
+            "lower --optim.lr."
         ) from None
-
-    def _save_last(self) -> None:
-        """Write the checkpoint that a resumption or a roll-back starts from."""
-        self._check_steps()
-        self._check_parameters()
-        self._save(self.folder.last_checkpoint)
-        keep_copy(self.folder.last_checkpoint, self.progress.step, self.config.keep)
-        self.saved_step = self.progress.step
-
-    def _save(self, path: Path) -> None:
-        self.meter.store()
-        write_checkpoint(
-            path,
-            KIND,
-            {
-                "config": config_to_dict(self.config),
-                "identity": self.identity,
-                "tokenizer": self.data.tokenizer.to_dict(),
-                "progress": asdict(self.progress),
-                **self.trainee.state(),
-            },
-        )
 
     def _end(self, status: str) -> Result:
         """Save what an interruption would lose, and write the summary."""
         if status == "interrupted":
-            self._save_last()
+            self._save()
         return self._finish(status)
 
     def _finish(self, status: str) -> Result:

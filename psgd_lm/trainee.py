@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from psgd_lm.averaging import Averaging
+from psgd_lm.batches import Batches, Streams, Windows
 from psgd_lm.config import TrainConfig
 from psgd_lm.gpt2_files import load_gpt2
 from psgd_lm.language_model import LanguageModel, Output
@@ -15,6 +16,7 @@ from psgd_lm.objective import Objective
 from psgd_lm.routing import build_optimizer
 from psgd_lm.stepping import Stepper
 from psgd_lm.timing import PhaseTimer
+from psgd_lm.tokens import Tokens
 from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.tools.run_folder import first_difference
 from psgd_optim.tools.runtime import random_state, set_random_state
@@ -128,6 +130,36 @@ def make_model(config: TrainConfig, vocab_size: int) -> LanguageModel:
         )
     model.load_state_dict(found.state_dict())
     return model
+
+
+def make_batches(config: TrainConfig, tokens: Tokens, *, is_recurrent: bool) -> Batches:
+    """Return the batches of a run: running text for a recurrent model, else windows.
+
+    Args:
+        config: The run.
+        tokens: Of the training part, on the run's device.
+        is_recurrent: Whether the model carries its memory along.
+
+    Returns:
+        The batches.
+
+    Raises:
+        InputError: If the model has no use for lengths that vary.
+    """
+    context, seed = config.model.context, config.seed
+    if is_recurrent:
+        return Streams(
+            tokens,
+            rows=config.rows,
+            context=context,
+            seed=seed,
+            is_variable=config.variable_length,
+        )
+    if config.variable_length:
+        raise InputError(
+            "Got --variable-length with a model that carries no memory along; leave it out."
+        )
+    return Windows(tokens, context=context, batch_size=config.rows, seed=seed)
 
 
 def _check(config: TrainConfig, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:

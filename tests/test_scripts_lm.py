@@ -218,7 +218,7 @@ def test_full_disk_is_exit_code_3(call, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "runs/smoke/checkpoint/last.pt")
 
-    monkeypatch.setattr("psgd_lm.train.write_checkpoint", full)
+    monkeypatch.setattr("psgd_lm.run_state.write_checkpoint", full)
     code, _, err = call(train_lm, "smoke")
     assert code == STORAGE
     assert err.startswith("error: cannot write runs/smoke/checkpoint/last.pt: No space left")

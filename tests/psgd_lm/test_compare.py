@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from psgd_lm import compare as compare_module
-from psgd_lm import train as train_module
+from psgd_lm import run_state
 from psgd_lm.compare import compare
 from psgd_lm.entries import Grid, members
 from psgd_lm.gpt import GPTConfig
@@ -75,7 +75,7 @@ def test_run_killed_before_its_first_checkpoint_starts_again(tiny_config, tmp_pa
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(train_module, "write_checkpoint", die)
+        patch.setattr(run_state, "write_checkpoint", die)
         compare(runs, grid)
     assert compare(runs, replace(grid, resume=True)).status == "finished"
 

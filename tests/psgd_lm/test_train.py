@@ -23,7 +23,8 @@ from psgd_lm.recurrent import LSTMConfig
 from psgd_lm.saved_run import load_run
 from psgd_lm.schedules import Cosine
 from psgd_lm.stepping import Stepper
-from psgd_lm.train import DivergedError, make_batches, train
+from psgd_lm.train import DivergedError, train
+from psgd_lm.trainee import make_batches
 from psgd_optim.config import OPTIMIZERS
 from psgd_optim.tools.run_folder import RunFolder
 from psgd_optim.types import InputError
