@@ -147,7 +147,7 @@ def test_compare_prints_its_table(call):
         (train_lm, "smoke --data.path none.txt", "Cannot read the text none.txt"),
         (train_lm, "smoke --data.path empty.txt", "empty.txt is empty"),
         (train_lm, "smoke --data.path short.txt", "has 9 tokens, a window takes 17"),
-        (train_lm, "smoke --data.path latin.txt", "not UTF-8: byte 0xe9 at offset 3"),
+        (train_lm, "smoke --data.path latin.txt", "byte 0xe9 in line 1, at byte offset 3"),
         (train_lm, "smoke --optim.lr 1e30 --schedule.warmup 0", "gradient of step 5 is not finite"),
         (train_lm, "smoke --run-dir other", "other exists and is no run folder"),
         (train_lm, "smoke --resume", "There is no runs/smoke/config.json"),
