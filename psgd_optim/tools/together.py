@@ -56,6 +56,11 @@ class Together(torch.optim.Optimizer):
         super().add_param_group(param_group)
 
     @property
+    def fits_next(self) -> bool:
+        """Whether the next step of one of them fits a preconditioner."""
+        return any(getattr(each, "fits_next", False) for each in self._optimizers.values())
+
+    @property
     def optimizers(self) -> Mapping[str, torch.optim.Optimizer]:
         """The optimizers by name."""
         return self._optimizers

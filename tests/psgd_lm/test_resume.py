@@ -14,7 +14,7 @@ from psgd_lm.averaging import AverageConfig
 from psgd_lm.recurrent import GRUConfig, LSTMConfig
 from psgd_lm.schedules import Plateau
 from psgd_lm.train import train
-from psgd_optim.config import OPTIMIZERS, AdamWConfig, SGDConfig
+from psgd_optim.config import OPTIMIZERS, AdamWConfig, PSGDConfig, SGDConfig, TouchedRowsForm
 from tests.psgd_lm.run_files import assert_same_run, checkpoint, die_after, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -56,8 +56,8 @@ KINDS = {
         "variable_length": True,
     },
     "lstm-untied-sparse": {
-        "model": LSTMConfig(**{**AWD, "tied": False}),
-        "optim": SGDConfig(lr=1.0, momentum=0.0),
+        "model": LSTMConfig(**{**AWD, "tied": False, "sparse_embedding": True}),
+        "embedding": PSGDConfig(form=TouchedRowsForm()),
         "variable_length": True,
     },
 }

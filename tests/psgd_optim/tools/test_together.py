@@ -129,6 +129,15 @@ def test_figures_of_the_parts_that_have_some_are_passed_on() -> None:
     assert "Kron" in both.summary()
 
 
+def test_it_fits_when_a_part_does() -> None:
+    model, parts = model_and_parts()
+    together = Together(parts)
+    fits = [any(getattr(each, "fits_next", False) for each in parts.values()), together.fits_next]
+    assert fits == [True, True]
+    plain = Together({"all": torch.optim.SGD(model.parameters(), lr=0.1)})
+    assert not plain.fits_next
+
+
 def test_what_cannot_go_together_is_refused() -> None:
     model, parts = model_and_parts()
     newton = PSGD(model.parameters(), criterion=Newton())
