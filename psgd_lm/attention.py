@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from psgd_lm.dropouts import element_dropout
 from psgd_lm.language_model import Memory
 
 ROTARY_BASE = 10_000.0  # RoFormer's
@@ -57,17 +58,34 @@ class Attention(nn.Module):
             key, value = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True))
         new, seen = query.shape[2], key.shape[2]
         is_first = new == seen
-        # torch's own causal mask would let the first new position see the first old one only.
-        mask = None if is_first or new == 1 else _causal_mask(new, seen, x.device)
-        mixed = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_first,
-        )  # (B, H, T, E)
+        dropout = self.dropout if self.training else 0.0
+        if dropout and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            mixed = _mix_and_drop(query, key, value, dropout)
+        else:
+            # torch's own causal mask would let the first new position see the first old one only.
+            mask = None if is_first or new == 1 else _causal_mask(new, seen, x.device)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=is_first
+            )  # (B, H, T, E)
         return self.project(mixed.transpose(1, 2).flatten(2)), (key, value)
+
+
+def _mix_and_drop(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> Tensor:
+    """Return what torch's attention returns, with a dropout that is faster on a CPU.
+
+    Args:
+        query: (B, H, T, E).
+        key: (B, H, P + T, E).
+        value: (B, H, P + T, E).
+        dropout: Part of the attention weights that is dropped.
+
+    Returns:
+        (B, H, T, E).
+    """
+    hidden = ~_causal_mask(query.shape[2], key.shape[2], query.device)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT  # (B, H, T, P + T)
+    weights = scores.masked_fill_(hidden, -torch.inf).softmax(dim=-1)
+    return element_dropout(weights, dropout, training=True) @ value
 
 
 def _causal_mask(new: int, seen: int, device: torch.device) -> Tensor:

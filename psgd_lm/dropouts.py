@@ -1,12 +1,39 @@
-"""The dropouts of AWD-LSTM whose masks are shared: over time, or by all places of a word.
+"""Dropout of every entry, and AWD-LSTM's kinds with shared masks: over time, or by all of a word.
 
 All draw from torch's global generator, and nothing where nothing is dropped.
 
 Shapes: `B` rows of `T` tokens, `D` features, `V` words.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+_LEVELS = 2**16
+
+
+def element_dropout(x: Tensor, dropout: float, *, training: bool) -> Tensor:
+    """Drop entries, each on its own.
+
+    Args:
+        x: Any shape.
+        dropout: The part dropped, in [0, 1); on a CPU it is rounded to a multiple of 2^-16.
+        training: Whether anything is dropped.
+
+    Returns:
+        The shape of `x`, with its mean.
+    """
+    if not training or not dropout:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, dropout)
+    # torch's own draws one random number per entry on a CPU, a tenth of a GPT's training step.
+    # Here one of 64 bits serves four entries, which takes a third of the time.
+    dropped = min(round(dropout * _LEVELS), _LEVELS - 1)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    levels = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in -2^15 ... 2^15 - 1
+    kept = levels >= dropped - _LEVELS // 2
+    return (x * kept).mul_(_LEVELS / (_LEVELS - dropped))
 
 
 def _mask(like: Tensor, shape: tuple[int, ...], dropout: float) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from psgd_lm.attention import NORM_EPSILON, Attention, rotation_of
+from psgd_lm.dropouts import element_dropout
 from psgd_lm.language_model import LanguageModel, Memory, Output
 from psgd_optim.types import InputError
 
@@ -141,7 +142,7 @@ class Block(nn.Module):
         self.perceptron_norm = _norm(config)
         self.expand = nn.Linear(width, 4 * width, bias=config.bias)
         self.project = nn.Linear(4 * width, width, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.activation = _ACTIVATIONS[config.activation]
 
     def forward(
@@ -158,9 +159,10 @@ class Block(nn.Module):
             (B, T, D), and keys and values as of `Attention`.
         """
         mixed, kept = self.attention(self.attention_norm(x), past, rotation)
-        x = x + self.dropout(mixed)
+        x = x + element_dropout(mixed, self.dropout, training=self.training)
         hidden = self.activation(self.expand(self.perceptron_norm(x)))  # (B, T, 4D)
-        return x + self.dropout(self.project(hidden)), kept
+        hidden = element_dropout(self.project(hidden), self.dropout, training=self.training)
+        return x + hidden, kept
 
 
 class GPT(LanguageModel):
@@ -179,7 +181,7 @@ class GPT(LanguageModel):
         self.position_embedding = (
             nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         )
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = config.dropout
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = _norm(config)
         self.head = None if config.tied else nn.Linear(config.width, rows, bias=False)
@@ -229,7 +231,7 @@ class GPT(LanguageModel):
             rotation = rotation_of(positions, self.config.head_size, x.dtype)
         else:
             x = x + self.position_embedding(positions)
-        x = self.dropout(x)
+        x = element_dropout(x, self.dropout, training=self.training)
         kept: Memory = ()
         for i, block in enumerate(self.blocks):
             x, pair = block(x, memory[2 * i : 2 * i + 2] if memory else (), rotation)

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import psgd_lm.attention as attention_module
 from psgd_lm.attention import Attention, rotate, rotation_of
 from psgd_lm.gpt import GPT, SIZES, GPTConfig
 from psgd_lm.language_model import token_losses
@@ -58,7 +59,7 @@ class FirstGPT(nn.Module):
     def __init__(self, config, vocab_size):
         super().__init__()
         width, bias = config.width, config.bias
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads = config.heads
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.position_embedding = nn.Embedding(config.context, width)
         self.blocks = nn.ModuleList()
@@ -82,25 +83,18 @@ class FirstGPT(nn.Module):
 
     def forward(self, tokens):
         x = self.token_embedding(tokens) + self.position_embedding(torch.arange(tokens.shape[1]))
-        x = F.dropout(x, self.dropout)
         for block in self.blocks:
             heads = block.attention.query_key_value(block.attention_norm(x))
             heads = heads.unflatten(-1, (3 * self.heads, -1)).transpose(1, 2)
-            mixed = F.scaled_dot_product_attention(
-                *heads.chunk(3, dim=1), dropout_p=self.dropout, is_causal=True
-            )
-            x = x + F.dropout(
-                block.attention.project(mixed.transpose(1, 2).flatten(2)), self.dropout
-            )
-            hidden = F.gelu(block.expand(block.perceptron_norm(x)))
-            x = x + F.dropout(block.project(hidden), self.dropout)
+            mixed = F.scaled_dot_product_attention(*heads.chunk(3, dim=1), is_causal=True)
+            x = x + block.attention.project(mixed.transpose(1, 2).flatten(2))
+            x = x + block.project(F.gelu(block.expand(block.perceptron_norm(x))))
         return F.linear(self.norm(x), self.token_embedding.weight)
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_the_default_is_bit_for_bit_the_first_gpt(bias, dropout):
-    config = replace(SMALL, bias=bias, dropout=dropout)
+def test_the_default_is_bit_for_bit_the_first_gpt(bias):
+    config = replace(SMALL, bias=bias)
     results = []
     for kind in (FirstGPT, GPT):
         torch.manual_seed(5)
@@ -111,6 +105,29 @@ def test_the_default_is_bit_for_bit_the_first_gpt(bias, dropout):
     assert list(old) == list(new)
     assert all(torch.equal(old[name], new[name]) for name in old)
     assert torch.equal(old_logits, new_logits)
+
+
+def test_attention_with_dropout_mixes_as_without_but_for_what_is_dropped(monkeypatch):
+    torch.manual_seed(0)
+    attention = Attention(8, 2, bias=True, dropout=0.25, qk_norm=False).double()
+    x = torch.randn(3, 5, 8, dtype=torch.float64)
+    expected = attention.eval()(x)[0]
+    seen = []
+
+    def keep_all(weights, dropout, *, training):
+        seen.append((tuple(weights.shape), dropout, training))
+        return weights
+
+    monkeypatch.setattr(attention_module, "element_dropout", keep_all)
+    torch.testing.assert_close(attention.train()(x)[0], expected, rtol=1e-12, atol=1e-12)
+    assert seen == [((3, 2, 5, 5), 0.25, True)]
+    monkeypatch.undo()
+    assert not torch.equal(attention(x)[0], attention(x)[0])
+    # Value 1 everywhere: a row's sum of what is left of its weights has mean 1.
+    ones, many = torch.ones(1, 1, 5, 4), torch.randn(2000, 1, 5, 4)
+    left = attention_module._mix_and_drop(many, many, ones.expand_as(many), 0.25)
+    assert left.mean().item() == pytest.approx(1, abs=0.02)
+    assert left[:, 0, 0].unique().numel() == 2  # the first position sees itself alone
 
 
 def definition(model, tokens):
