@@ -3,49 +3,27 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from psgd_lm.config import PRESETS, TUNED, TrainConfig
+from torch.utils.tensorboard import SummaryWriter
+
+from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
-from psgd_lm.picture import draw_curves
-from psgd_lm.report import Member, Row, comparison_table, make_rows
+from psgd_lm.entries import Grid, Run
+from psgd_lm.picture import Family, Level, draw_curves
+from psgd_lm.report import Goal, comparison_table, failures, find_goal
+from psgd_lm.rows import Member, Row, best_rows, make_rows, with_target
+from psgd_lm.saved_run import KIND
 from psgd_lm.train import DivergedError, train
-from psgd_optim.config import OPTIMIZERS
-from psgd_optim.tools.names import closest
 from psgd_optim.tools.run_folder import LAST, METRICS, SUMMARY, RunFolder, read_json, write_json
 from psgd_optim.tools.runtime import Interrupt, resolve_device
-from psgd_optim.types import InputError
+from psgd_optim.tools.workers import log_path, run_jobs
 
-TABLE, PICTURE, FIGURES = "comparison.md", "curves.png", "comparison.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Grid:
-    """Which runs to compare; all other flags are those of train_lm.py and hold for every run."""
-
-    optimizers: tuple[str, ...] = ("psgd", "adamw")
-    """Optimizers by name, each with the settings that the preset has for it."""
-    lrs: tuple[float, ...] = ()
-    """Learning rates to try with every optimizer; none takes each optimizer's own."""
-    seeds: tuple[int, ...] = (0,)
-    """Seeds of every run; the table shows means over them."""
-    run_dir: Path = Path("runs/compare")
-    """Folder that the comparison and its runs are written to."""
-    resume: bool = False
-    """Go on with the comparison in the folder; runs that are finished are kept."""
-    overwrite: bool = False
-    """Delete the comparison in the folder first."""
-
-    def __post_init__(self) -> None:
-        for name in ("optimizers", "seeds"):
-            if not getattr(self, name):
-                raise InputError(f"Got no {name}; give --{name} one or more.")
-        for optimizer in self.optimizers:
-            if optimizer not in OPTIMIZERS:
-                raise InputError(
-                    f"There is no optimizer {optimizer!r}; {closest(optimizer, list(OPTIMIZERS))}"
-                )
+TABLE, PICTURE, FIGURES, LOGS = "comparison.md", "curves.png", "comparison.json", "logs"
+ENDED = ("finished", "diverged")
+"""What a run's summary says of a run that needs no more training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,40 +33,12 @@ class Comparison:
     status: str
     """`finished` or `interrupted`."""
     run_dir: Path
-    rows: tuple[Row, ...]
-    """One per optimizer and learning rate, best first."""
-    table: str
+    rows: tuple[Row, ...] = ()
+    """One per optimizer, learning rate and weight decay, best first."""
+    table: str = ""
     """Markdown; empty if interrupted."""
-
-
-def members(preset: str, task: TrainConfig, grid: Grid) -> dict[str, TrainConfig]:
-    """Lay out the runs of a comparison.
-
-    Args:
-        preset: The preset that the task was made from; optimizers take their settings for it.
-        task: What all runs share; its optimizer and seed are replaced.
-        grid: Which optimizers, learning rates and seeds.
-
-    Returns:
-        The runs by name.
-
-    Raises:
-        InputError: If two runs are the same, or the task has its own optimizer or seed.
-    """
-    if (task.optim, task.seed) != (PRESETS[preset].optim, PRESETS[preset].seed):
-        raise InputError(
-            "Got --optim or --seed for a comparison; give --optimizers, --lrs and --seeds."
-        )
-    runs: dict[str, TrainConfig] = {}
-    for name in grid.optimizers:
-        own = TUNED.get(preset, {}).get(name, OPTIMIZERS[name])
-        for lr in grid.lrs or (own.lr,):
-            for seed in grid.seeds:
-                run = f"{name}-lr{lr:g}-seed{seed}"
-                if run in runs:
-                    raise InputError(f"The run {run} is asked for twice; name each value once.")
-                runs[run] = replace(task, optim=replace(own, lr=lr), seed=seed)
-    return runs
+    failures: tuple[str, ...] = ()
+    """A line on every run that ended by an error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,49 +48,57 @@ class _Plan:
     members: tuple[str, ...]
 
 
-def compare(
-    configs: Mapping[str, TrainConfig],
-    run_dir: Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> Comparison:
-    """Train every run, one after the other, and write table, picture and figures.
+def compare(runs: Mapping[str, Run], grid: Grid) -> Comparison:
+    """Train every run, and write table, picture and figures.
 
-    A run that diverges is reported as such. SIGINT or SIGTERM saves the run at work and returns.
+    A run that diverges is reported as such, and with several workers one that crashes. SIGINT or
+    SIGTERM saves the runs at work and returns.
 
     Args:
-        configs: The runs by name; each is written to the folder of that name in `run_dir`.
-        run_dir: The comparison's folder.
-        resume: Go on with the comparison in the folder.
-        overwrite: Delete the comparison in the folder first.
+        runs: By name; each is written to the folder of that name in the grid's `run_dir`.
+        grid: The comparison's folder and what its runs are held against.
 
     Returns:
         The figures.
     """
+    run_dir = grid.run_dir
     with Interrupt() as interrupt:
         for data, context, device in {
-            (c.data, c.model.context, c.device) for c in configs.values()
+            (c.data, c.model.context, c.device) for c in (run.config for run in runs.values())
         }:
             load_data(data, context)
             resolve_device(device)
         RunFolder(
             run_dir,
             "comparison",
-            _Plan(members=tuple(configs)),
-            resume=resume,
-            overwrite=overwrite,
+            _Plan(members=tuple(runs)),
+            resume=grid.resume,
+            overwrite=grid.overwrite,
         )
-        done = []
-        for name, config in configs.items():
-            if interrupt.requested or not _train_member(config, run_dir / name):
-                return Comparison(status="interrupted", run_dir=run_dir, rows=(), table="")
-            done.append(_read_member(name, config, run_dir / name))
-        return _report(done, run_dir)
+        left = [name for name, run in runs.items() if not _has_ended(run.config, run_dir / name)]
+        jobs = {name: partial(train_member, runs[name].config, run_dir / name) for name in left}
+        if grid.workers == 1:
+            for job in jobs.values():
+                if interrupt.requested or not job():
+                    return Comparison(status="interrupted", run_dir=run_dir)
+        else:
+            run_jobs(jobs, grid.workers, run_dir / LOGS, interrupt)
+            if interrupt.requested:
+                return Comparison(status="interrupted", run_dir=run_dir)
+        done = [_read_member(name, run, run_dir) for name, run in runs.items()]
+        return _report(done, grid)
 
 
-def _train_member(config: TrainConfig, folder: Path) -> bool:
-    """Train or go on training; return whether the run came to its end, good or bad."""
+def train_member(config: TrainConfig, folder: Path) -> bool:
+    """Train or go on training.
+
+    Args:
+        config: The run.
+        folder: Where it is written.
+
+    Returns:
+        Whether the run came to its end, good or bad.
+    """
     has_checkpoint = (folder / LAST).is_file()
     try:
         result = train(
@@ -151,30 +109,103 @@ def _train_member(config: TrainConfig, folder: Path) -> bool:
     return result.status == "finished"
 
 
-def _read_member(name: str, config: TrainConfig, folder: Path) -> Member:
+def _has_ended(config: TrainConfig, folder: Path) -> bool:
+    """Whether a run is over; refuses a folder with a run of other settings."""
+    if not (folder / LAST).is_file():
+        return False
+    RunFolder(folder, KIND, replace(config, run_dir=folder), resume=True)
+    is_written = (folder / SUMMARY).is_file()
+    return is_written and read_json(folder / SUMMARY)["status"] in ENDED
+
+
+def _read_member(name: str, run: Run, run_dir: Path) -> Member:
     """Read back what a run wrote."""
-    lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    folder = run_dir / name
+    summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
+    status, failure = summary.get("status"), ""
+    if status not in ENDED:
+        # Without an evaluation, a run that diverged has no summary either, but no worker's log.
+        log = log_path(run_dir / LOGS, name)
+        lines = (
+            log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        )
+        said = [line for line in lines if line.strip()]
+        status = "failed" if log.exists() else "diverged"
+        failure = f"{said[-1] if said else 'it was killed'} ({log})" if log.exists() else ""
     return Member(
         name=name,
-        optimizer=config.optim.name,
-        lr=config.optim.lr,
-        summary=read_json(folder / SUMMARY),
-        evaluations=[record for record in records if "validation/loss" in record],
+        optimizer=run.entry,
+        lr=run.config.optim.lr,
+        weight_decay=run.weight_decay,
+        status=status,
+        failure=failure,
+        summary=summary,
+        evaluations=_evaluations(folder / METRICS),
     )
 
 
-def _report(done: Sequence[Member], run_dir: Path) -> Comparison:
+def _evaluations(log: Path) -> list[dict[str, Any]]:
+    if not log.is_file():
+        return []
+    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    return [record for record in records if "validation/loss" in record]
+
+
+def _report(done: Sequence[Member], grid: Grid) -> Comparison:
+    run_dir = grid.run_dir
     rows = make_rows(done)
-    floor = done[0].summary["zlib_bits_per_byte"]
-    table = comparison_table(rows, floor)
-    curves = [row.curve for row in rows if row.curve is not None]
-    draw_curves(curves, floor, run_dir / PICTURE)
+    goal = find_goal(rows, grid.baseline, grid.target)
+    if goal:
+        rows = [with_target(row, goal.loss) for row in rows]
+    floor = next((m.summary["zlib_bits_per_byte"] for m in done if m.summary), 0.0)
+    failed = failures(done)
+    table = "\n".join([comparison_table(rows, goal, floor, workers=grid.workers), *failed])
+    _draw(rows, goal, floor, run_dir / PICTURE)
     (run_dir / TABLE).write_text(table + "\n", encoding="utf-8")
     figures: dict[str, Any] = {
         "status": "finished",
+        "target": goal and {"loss": goal.loss, "about": goal.about},
         "rows": [row.figures() for row in rows],
+        "failures": failed,
         "members": {member.name: dict(member.summary) for member in done},
     }
     write_json(run_dir / FIGURES, figures)
-    return Comparison(status="finished", run_dir=run_dir, rows=tuple(rows), table=table)
+    _write_hparams(done, run_dir)
+    return Comparison(
+        status="finished",
+        run_dir=run_dir,
+        rows=tuple(rows),
+        table=table,
+        failures=tuple(failed),
+    )
+
+
+def _draw(rows: Sequence[Row], goal: Goal | None, floor: float, path: Path) -> None:
+    families = []
+    for best in best_rows(rows):
+        if best.curve is not None:
+            same = [row for row in rows if row.optimizer == best.optimizer and row is not best]
+            others = [row.curve for row in same if row.curve is not None]
+            families.append(Family(best=best.curve, others=others))
+    levels = [Level(label=f"target {goal.loss:.4f}", loss=goal.loss, style="--")] if goal else []
+    finished = [row for row in rows if row.finished]
+    if finished:
+        nats = finished[0].val_loss.value / finished[0].bits_per_byte  # per token, by bits per byte
+        levels.append(Level(label="zlib -9", loss=floor * nats))
+    draw_curves(families, levels, path)
+
+
+def _write_hparams(done: Sequence[Member], run_dir: Path) -> None:
+    """Write the final figures for TensorBoard's table of hyper-parameters."""
+    with SummaryWriter(str(run_dir)) as writer:
+        for member in done:
+            if member.status == "finished":
+                settings = {
+                    "optimizer": member.optimizer,
+                    "lr": member.lr,
+                    "weight_decay": member.weight_decay or 0.0,
+                    "seed": member.summary["seed"],
+                }
+                names = ("val_loss", "bits_per_byte", "ms_per_step")
+                metrics = {f"final/{name}": member.summary[name] for name in names}
+                writer.add_hparams(settings, metrics, run_name=f"hparams/{member.name}")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from psgd_lm.text_files import TextFile
 from psgd_optim.types import InputError
 
 TOPICS = "pydoc_data.topics"
@@ -110,7 +111,7 @@ def read_corpus(path: Path) -> Corpus:
     """Read a user's text file as it is, line ends included.
 
     Args:
-        path: The file.
+        path: The file, plain or compressed with xz or gzip.
 
     Returns:
         Its text.
@@ -118,19 +119,7 @@ def read_corpus(path: Path) -> Corpus:
     Raises:
         InputError: If the file cannot be read, is no UTF-8, or is empty.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"Cannot read the text {path} ({error.strerror}); give --data.path a UTF-8 text file."
-        ) from error
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start}; "
-            "convert it, for example with iconv -t UTF-8."
-        ) from error
+    text = "".join(TextFile(path, str(path)).pieces())
     if not text:
         raise InputError(f"{path} is empty; give --data.path a file with text.")
     return Corpus(text=text, source=str(path))

@@ -4,13 +4,17 @@ Shapes: `B` rows of `T` tokens, `V` tokens in the vocabulary.
 """
 
 import abc
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 Memory = tuple[Tensor, ...]
-"""What a model keeps of the tokens it has seen: a recurrent state, or keys and values."""
+"""What a model keeps of the tokens it has seen: a recurrent state, or keys and values.
+
+The first axis of every tensor is that of the rows, so that rows can be chosen and repeated.
+"""
 
 
 class Output(NamedTuple):
@@ -58,6 +62,18 @@ class LanguageModel(nn.Module, abc.ABC):
         Returns:
             The logits, and the memory if one was given.
         """
+
+    @abc.abstractmethod
+    def twice_differentiable(self) -> AbstractContextManager[None]:
+        """Return a context in which the forward pass has exact second derivatives.
+
+        The fast kernels of attention and of recurrent layers have first ones only. Outputs and
+        gradients are the same to rounding, with or without it.
+        """
+
+    @abc.abstractmethod
+    def flops_per_token(self) -> float:
+        """Return the floating-point operations of a forward and a backward pass, per token."""
 
     def parameter_count(self) -> int:
         """Return the number of trained numbers; tied ones count once."""

@@ -1,163 +1,182 @@
-"""The figures of a comparison: means over seeds, the Markdown table, and who was sooner."""
+"""A comparison as Markdown: the best of each optimizer, how soon it was there, and the rest."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from statistics import mean, stdev
-from typing import Any
 
-from psgd_lm.picture import Curve
+from psgd_lm.rows import Mean, Member, Row, best_rows, with_target
 
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One run of a comparison, as it was written to its folder."""
-
-    name: str
-    optimizer: str
-    lr: float
-    summary: Mapping[str, Any]
-    evaluations: Sequence[Mapping[str, Any]]
-    """The records of `metrics.jsonl` that hold an evaluation."""
+NONE = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """The runs with the same optimizer and learning rate, means over the seeds that finished."""
+class Goal:
+    """What the runs of a comparison are held against."""
 
-    optimizer: str
-    lr: float
-    finished: int
-    diverged: int
-    val_loss: float
-    """In nats per token; infinite if no run finished."""
-    standard_error: float | None
-    """Of `val_loss` over the seeds; None with fewer than two."""
-    bits_per_byte: float
-    perplexity: float
-    seconds: float
-    ms_per_step: float
-    parameters: int
-    curve: Curve | None
-    """None if no run finished."""
-
-    @property
-    def label(self) -> str:
-        """Optimizer and learning rate, for people."""
-        return f"{self.optimizer}, lr {self.lr:g}"
-
-    def figures(self) -> dict[str, Any]:
-        """Return the row as JSON values; a figure that does not exist is None."""
-        values = {key: value for key, value in vars(self).items() if key != "curve"}
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in values.items()
-        }
+    loss: float
+    """The target, validation loss in nats per token."""
+    about: str
+    """Where it comes from."""
+    baseline: Row | None
+    """100 % of steps, tokens and seconds; None for no percentages."""
+    is_own: bool
+    """Whether the target is the baseline's own final loss; then its whole run is the 100 %."""
 
 
-def make_rows(done: Sequence[Member]) -> list[Row]:
-    """Group runs by optimizer and learning rate.
+def find_goal(rows: Sequence[Row], baseline: str, target: float | None) -> Goal | None:
+    """Choose the target.
 
     Args:
-        done: Runs that finished or diverged.
+        rows: All of a comparison.
+        baseline: Label of an optimizer, which need not be among them.
+        target: A loss; None takes the baseline's final one.
 
     Returns:
-        The rows, lowest validation loss first.
+        The goal; None without a target and a baseline that finished.
     """
-
-    def settings(member: Member) -> tuple[str, float]:
-        return member.optimizer, member.lr
-
-    groups = groupby(sorted(done, key=settings), key=settings)
-    rows = [_make_row(optimizer, lr, list(group)) for (optimizer, lr), group in groups]
-    return sorted(rows, key=lambda row: row.val_loss)
-
-
-def _make_row(optimizer: str, lr: float, group: Sequence[Member]) -> Row:
-    finished = [member for member in group if member.summary["status"] == "finished"]
-
-    def average(key: str) -> float:
-        return mean(member.summary[key] for member in finished) if finished else math.inf
-
-    losses = [member.summary["val_loss"] for member in finished]
-    return Row(
-        optimizer=optimizer,
-        lr=lr,
-        finished=len(finished),
-        diverged=len(group) - len(finished),
-        val_loss=average("val_loss"),
-        standard_error=stdev(losses) / math.sqrt(len(losses)) if len(losses) > 1 else None,
-        bits_per_byte=average("bits_per_byte"),
-        perplexity=average("perplexity"),
-        seconds=average("seconds"),
-        ms_per_step=average("ms_per_step"),
-        parameters=group[0].summary["parameters"],
-        curve=_make_curve(f"{optimizer}, lr {lr:g}", finished) if finished else None,
-    )
+    found = [row for row in best_rows(rows) if row.optimizer == baseline and row.finished]
+    own = found[0] if found else None
+    if target is not None:
+        return Goal(loss=target, about="as given", baseline=own, is_own=False)
+    if own is None:
+        return None
+    about = f"the final loss of {own.label}"
+    return Goal(loss=own.val_loss.value, about=about, baseline=own, is_own=True)
 
 
-def _make_curve(label: str, group: Sequence[Member]) -> Curve:
-    # One budget for all: every run has the same evaluations.
-    at = list(zip(*(member.evaluations for member in group), strict=True))
-    bits = [[record["validation/bits_per_byte"] for record in records] for records in at]
-    return Curve(
-        label=label,
-        steps=[records[0]["step"] for records in at],
-        seconds=[mean(record["time/training"] for record in records) for records in at],
-        mean=[mean(values) for values in bits],
-        lowest=[min(values) for values in bits],
-        highest=[max(values) for values in bits],
-    )
-
-
-def comparison_table(rows: Sequence[Row], floor: float) -> str:
-    """Lay rows out as Markdown.
+def comparison_table(
+    rows: Sequence[Row], goal: Goal | None, floor: float, *, workers: int = 1
+) -> str:
+    """Lay a comparison out as Markdown.
 
     Args:
-        rows: Best first.
+        rows: All.
+        goal: What to hold them against.
         floor: What zlib makes of the validation text, in bits per byte.
+        workers: Runs that went on at a time.
 
     Returns:
-        The table, and below it what it means.
+        The table with the best row of every optimizer, and below it what it means.
     """
+    best = [with_target(row, goal.loss) if goal else row for row in best_rows(rows)]
+    has_test = any(row.test_loss for row in best)
+    heads = ["optimizer", "lr", "wd", "seeds", "val loss (nats/token)"]
+    heads += ["test loss"] * has_test + ["bits/byte", "perplexity"]
+    heads += ["steps to target", "tokens to target", "seconds to target"] if goal else []
+    heads += ["steps", "seconds", "ms/step", "parameters"]
     lines = [
-        "| optimizer | lr | seeds | val loss (nats/token) | bits/byte | perplexity | seconds "
-        "| ms/step | parameters |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        *(_table_line(row) for row in rows),
+        f"| {' | '.join(heads)} |",
+        "|---" + "|---:" * (len(heads) - 1) + "|",
+        *(f"| {' | '.join(_cells(row, goal, has_test))} |" for row in best),
         "",
         f"zlib -9 takes {floor:.4f} bits/byte for the same text.",
+        *_about(goal, has_test),
+        *_tried(rows),
     ]
-    return "\n".join([*lines, *_who_was_sooner(rows)])
-
-
-def _table_line(row: Row) -> str:
-    if not row.finished:
-        return f"| {row.optimizer} | {row.lr:g} | {row.diverged} diverged | - | - | - | - | - | - |"
-    seeds = f"{row.finished}" + (f" + {row.diverged} diverged" if row.diverged else "")
-    spread = "" if row.standard_error is None else f" +- {row.standard_error:.4f}"
-    return (
-        f"| {row.optimizer} | {row.lr:g} | {seeds} | {row.val_loss:.4f}{spread} "
-        f"| {row.bits_per_byte:.4f} | {row.perplexity:.3f} | {row.seconds:.1f} "
-        f"| {row.ms_per_step:.1f} | {row.parameters:,} |"
-    )
-
-
-def _who_was_sooner(rows: Sequence[Row]) -> list[str]:
-    """Say when the best row passed the best row of every other optimizer."""
-    curves = {row.optimizer: row.curve for row in reversed(rows) if row.curve is not None}
-    if not curves:
-        return []
-    winner = next(row.curve for row in rows if row.curve is not None)
-    lines = []
-    for curve in curves.values():
-        if curve.label == winner.label:
-            continue
-        at = next(i for i, loss in enumerate(winner.mean) if loss <= curve.mean[-1])
+    if workers > 1:
         lines.append(
-            f"{winner.label} reaches the final loss of {curve.label} by step {winner.steps[at]} of "
-            f"{curve.steps[-1]}, in {winner.seconds[at]:.1f} s of training instead of "
-            f"{curve.seconds[-1]:.1f} s."
+            f"{workers} runs at a time shared the machine: seconds and ms/step are rough, also "
+            "against each other."
         )
+    return "\n".join(lines)
+
+
+def failures(done: Sequence[Member]) -> list[str]:
+    """Return a line on every run that failed."""
+    return [f"{run.name} failed: {run.failure}" for run in done if run.status == "failed"]
+
+
+def _cells(row: Row, goal: Goal | None, has_test: bool) -> list[str]:
+    cells = [row.optimizer, f"{row.lr:g}"]
+    cells.append(NONE if row.weight_decay is None else f"{row.weight_decay:g}")
+    bad = [f"{count} {what}" for count, what in _bad(row) if count]
+    cells.append(" + ".join([f"{row.finished}"] * (row.finished > 0) + bad))
+    if not row.finished:
+        return cells + [NONE] * (7 + has_test + 3 * (goal is not None))
+    cells.append(_mean(row.val_loss, 4))
+    if has_test:
+        cells.append(_mean(row.test_loss, 4) if row.test_loss else NONE)
+    cells += [f"{row.bits_per_byte:.4f}", f"{row.perplexity:.3f}"]
+    cells += _sooner(row, goal) if goal else []
+    cells += [f"{row.steps:.0f}", f"{row.training_seconds:.1f}"]
+    return [*cells, f"{row.ms_per_step:.1f}", f"{row.parameters:,}"]
+
+
+def _bad(row: Row) -> list[tuple[int, str]]:
+    return [(row.diverged, "diverged"), (row.failed, "failed")]
+
+
+def _mean(mean: Mean, digits: int) -> str:
+    error = "" if mean.error is None else f" +- {mean.error:,.{digits}f}"
+    return f"{mean.value:,.{digits}f}{error}"
+
+
+def _sooner(row: Row, goal: Goal) -> list[str]:
+    """Return steps, tokens and seconds to the target."""
+    is_baseline = goal.baseline is not None and row.label == goal.baseline.label
+    if is_baseline and goal.is_own:
+        whole = ((row.steps, 0), (row.tokens, 0), (row.training_seconds, 1))
+        return [f"{value:,.{digits}f} (100 %)" for value, digits in whole]
+    if row.reached is None:
+        return ["not reached"] * 3
+    some = "" if row.reached.count == row.finished else f" ({row.reached.count} of {row.finished})"
+    parts = (row.reached.steps, 0), (row.reached.tokens, 0), (row.reached.seconds, 1)
+    return [
+        _mean(mean, digits) + (f" ({100 * mean.value / whole:.0f} %)" if whole else "") + some
+        for (mean, digits), whole in zip(parts, _whole(goal), strict=True)
+    ]
+
+
+def _whole(goal: Goal) -> tuple[float, float, float]:
+    """Return the 100 % of steps, tokens and seconds; 0 where there is none."""
+    if goal.baseline is None:
+        return 0.0, 0.0, 0.0
+    if goal.is_own:
+        return goal.baseline.steps, goal.baseline.tokens, goal.baseline.training_seconds
+    reached = with_target(goal.baseline, goal.loss).reached
+    if reached is None:
+        return 0.0, 0.0, 0.0
+    return reached.steps.value, reached.tokens.value, reached.seconds.value
+
+
+def _about(goal: Goal | None, has_test: bool) -> list[str]:
+    lines = []
+    if goal:
+        lines.append(
+            f"Target: {goal.loss:.4f} nats/token, {goal.about}; reached at the first evaluation "
+            "at or below it. Seconds are of training steps alone."
+        )
+    if goal and goal.baseline:
+        whole = "whole run" if goal.is_own else "way to the target"
+        lines.append(f"100 % is the {whole} of {goal.baseline.label}.")
+    if has_test:
+        lines.append("Test losses are of the checkpoints with the lowest validation loss.")
     return lines
+
+
+def _tried(rows: Sequence[Row]) -> list[str]:
+    """Say what the grid came to, and where its best is at an edge."""
+    lines = []
+    for optimizer, group in groupby(sorted(rows, key=_settings), key=lambda row: row.optimizer):
+        tried = list(group)
+        if len(tried) == 1:
+            continue
+        figures = ", ".join(
+            f"{row.label.removeprefix(f'{optimizer}, ')} "
+            + (f"{row.val_loss.value:.4f}" if row.finished else "none")
+            for row in tried
+        )
+        lines.append(f"Tried with {optimizer}, final validation loss: {figures}.{_edge(tried)}")
+    return lines
+
+
+def _settings(row: Row) -> tuple[str, float, float]:
+    return row.optimizer, row.weight_decay or 0.0, row.lr
+
+
+def _edge(tried: Sequence[Row]) -> str:
+    lrs, best = sorted({row.lr for row in tried}), best_rows(tried)[0].lr
+    if len(lrs) == 1 or best not in (lrs[0], lrs[-1]):
+        return ""
+    end, more = ("smallest", "smaller") if best == lrs[0] else ("largest", "larger")
+    return f" The best is the {end} lr: a {more} one may be better."

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from psgd_lm.data import DataConfig, TextData, load_data
-from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.language_model import LanguageModel
+from psgd_lm.models import build_model, model_config_from_dict
 from psgd_lm.tokenizer import Tokenizer, tokenizer_from_dict, tokenizer_sha256
 from psgd_optim.tools.run_folder import BEST, LAST, read_run
 from psgd_optim.tools.runtime import resolve_device
@@ -46,7 +47,7 @@ class SavedRun:
     """A run's model and what it was trained with."""
 
     path: Path
-    model: GPT
+    model: LanguageModel
     tokenizer: Tokenizer
     device: torch.device
     threads: int
@@ -57,7 +58,7 @@ class SavedRun:
 
     def load_data(self) -> TextData:
         """Read the run's text again and check that it is the same."""
-        data = load_data(self.data_config, self.model.config.context)
+        data = load_data(self.data_config, self.model.context)
         check_text(self.identity, data, self.path)
         return data
 
@@ -75,8 +76,9 @@ def load_run(run_dir: Path, *, best: bool = False, device: str = "auto") -> Save
     """
     config, content = read_run(run_dir, KIND, BEST if best else LAST)
     tokenizer = tokenizer_from_dict(content["tokenizer"])
-    model = GPT(GPTConfig(**config["model"]), tokenizer.vocab_size)
-    model.load_state_dict(content["model"])
+    model = build_model(model_config_from_dict(config["model"]), tokenizer.vocab_size)
+    # An average of the weights, where there is one, is what was evaluated.
+    model.load_state_dict({**content["model"], **content["averaging"]["means"]})
     target = resolve_device(device)
     return SavedRun(
         path=run_dir,

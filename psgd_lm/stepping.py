@@ -1,70 +1,97 @@
-"""Around one optimizer step: its learning rate, its attention kernel, whether it went well."""
+"""One optimizer step on a batch, with an optimizer of either kind."""
 
-import math
-from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from psgd_optim.tools.stepping import needs_closure
-
-
-def lr_factor(step: int, *, steps: int, warmup: int, final: float) -> float:
-    """Return the learning rate of a step as a part of its full value.
-
-    Args:
-        step: Steps done before this one.
-        steps: Length of the run.
-        warmup: Steps of linear growth.
-        final: The factor at the last step.
-
-    Returns:
-        In (0, 1]: linear growth, then half a cosine.
-    """
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - 1 - warmup)
-    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+from psgd_lm.batches import Batch
+from psgd_lm.objective import BatchLoss, Objective
+from psgd_lm.timing import PhaseTimer
+from psgd_optim.tools.stepping import clip_gradients, differentiates_twice, needs_closure
 
 
-def second_derivatives(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
-    """Return the context of a step: the one attention kernel that an optimizer can twice derive.
+class Taken(NamedTuple):
+    """What a step saw.
 
-    Args:
-        optimizer: Any; one that steps from gradients leaves the choice of the kernel to torch.
-
-    Returns:
-        A context manager.
-    """
-    return sdpa_kernel(SDPBackend.MATH) if needs_closure(optimizer) else nullcontext()
-
-
-class FiniteGuard:
-    """Remembers the first step with a loss that is not finite, without waiting for the device.
-
-    Args:
-        device: Where the losses live.
+    Attributes:
+        loss: 0-D, the mean loss of the batch's tokens before the step.
+        gradient_norm: 0-D, of all parameters together, before clipping.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._first_bad = torch.zeros((), dtype=torch.int64, device=device)  # 0: none
+    loss: Tensor
+    gradient_norm: Tensor
 
-    def watch(self, loss: Tensor, step: int) -> None:
-        """Note the loss of a step.
+
+class Stepper:
+    """Takes steps.
+
+    Args:
+        optimizer: Steps from gradients, or from a closure that yields the parts of the loss.
+        objective: The loss.
+        max_norm: Largest norm of the gradient; 0 for no clipping.
+        scaler: Keeps gradients in float16's range; disabled in all other precisions.
+        timer: Told where the phases of a step begin and end.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        objective: Objective,
+        *,
+        max_norm: float,
+        scaler: torch.amp.GradScaler,
+        timer: PhaseTimer,
+    ) -> None:
+        self.optimizer = optimizer
+        self.objective = objective
+        self.scaler = scaler
+        self._max_norm = max_norm
+        self.timer = timer
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def take(self, batch: Batch) -> Taken:
+        """Step on a batch, and carry the memory on.
 
         Args:
-            loss: 0-D.
-            step: The step's number, counted from 1.
+            batch: On the model's device.
+
+        Returns:
+            What it saw, on the device, which is not waited for.
+
+        Raises:
+            TypeError: If the optimizer has stepped without evaluating the loss.
         """
-        is_first = (self._first_bad == 0) & ~torch.isfinite(loss)
-        self._first_bad.masked_fill_(is_first, step)
+        phase = "optimizer_fit" if self.fits_next else "optimizer"
+        loss = self.objective.evaluation(batch, twice=differentiates_twice(self.optimizer))
+        take = self._from_closure if needs_closure(self.optimizer) else self._from_gradients
+        norm = take(loss, phase)
+        self.objective.advance(loss)
+        value = loss.value
+        if value is None:  # an optimizer that has not called its closure
+            raise TypeError(f"{type(self.optimizer).__name__} has not evaluated the loss.")
+        return Taken(value, norm)
 
-    def first_bad_step(self) -> int:
-        """Wait for the device and return the first bad step, or 0."""
-        return int(self._first_bad)
+    @property
+    def fits_next(self) -> bool:
+        """Whether the next step fits a preconditioner, which takes longer."""
+        return bool(getattr(self.optimizer, "fits_next", False))
 
+    def _from_gradients(self, loss: BatchLoss, phase: str) -> Tensor:
+        for part in loss():
+            with self.timer.phase("backward"):
+                self.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        with self.timer.phase(phase):
+            self.scaler.unscale_(self.optimizer)
+            norm = clip_gradients(self._parameters, self._max_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad()
+        return norm
 
-def is_finite(model: nn.Module) -> bool:
-    """Whether every parameter is finite; waits for the device."""
-    return bool(torch.stack([p.detach().isfinite().all() for p in model.parameters()]).all())
+    def _from_closure(self, loss: BatchLoss, phase: str) -> Tensor:
+        with self.timer.phase(phase):
+            self.optimizer.step(loss)  # type: ignore[arg-type]  # torch types it as a float
+            norm = clip_gradients(self._parameters, 0.0)
+            self.optimizer.zero_grad()
+        return norm

@@ -2,35 +2,29 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from tqdm import tqdm
 
-from psgd_lm.batches import Windows
+from psgd_lm.batches import Batch
 from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
 from psgd_lm.evaluate import evaluate
-from psgd_lm.gpt import GPT
-from psgd_lm.language_model import token_losses
-from psgd_lm.saved_run import KIND, check_text, text_identity
-from psgd_lm.stepping import FiniteGuard, is_finite, lr_factor, second_derivatives
-from psgd_optim.config import build
-from psgd_optim.tools.checkpoint import write_checkpoint
-from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
-from psgd_optim.tools.runtime import (
-    Interrupt,
-    Stopwatch,
-    random_state,
-    resolve_device,
-    seed_everything,
-    set_random_state,
-    torch_threads,
-)
-from psgd_optim.tools.stepping import check_clipping, take_step
+from psgd_lm.guard import BadStepError, Fingerprint, FiniteGuard, memory_advice
+from psgd_lm.meter import Meter
+from psgd_lm.progress import Progress
+from psgd_lm.run_state import RunState
+from psgd_lm.stepping import Taken
+from psgd_lm.summary import figures_on_test, summarise_run
+from psgd_lm.trainee import Trainee, make_batches, make_model
+from psgd_optim.tools.run_folder import RunFolder
+from psgd_optim.tools.runtime import Interrupt, resolve_device, seed_everything, torch_threads
 from psgd_optim.types import InputError
+
+MOVED_BY = 10
+"""Steps after which a model has changed: float16's scale may leave the first few out."""
 
 
 class DivergedError(InputError):
@@ -46,24 +40,6 @@ class Result:
     run_dir: Path
     summary: Mapping[str, Any]
     """The content of `summary.json`."""
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where a run stands: the numbers that a checkpoint keeps beside model and optimizer."""
-
-    step: int = 0
-    """Steps done."""
-    evaluated_at: int = -1
-    """Steps done at the last evaluation."""
-    evaluation: dict[str, float] = field(default_factory=dict)
-    """The fields of the last `Evaluation`."""
-    best_loss: float = float("inf")
-    best_step: int = 0
-    seconds: float = 0.0
-    """Time of the whole run until the last checkpoint, without its interruptions."""
-    training_seconds: float = 0.0
-    """Part of it that went into steps, not into evaluations and checkpoints."""
 
 
 def train(config: TrainConfig) -> Result:
@@ -95,175 +71,188 @@ class _Run:
         self.config = config
         self.device = resolve_device(config.device)
         self.data = load_data(config.data, config.model.context)
-        self.identity = text_identity(self.data)
         seed_everything(config.seed)
-        self.model = GPT(config.model, self.data.tokenizer.vocab_size).to(self.device)
-        self.optimizer = build(self.model.named_parameters(), config.optim, config.seed)
-        check_clipping(self.optimizer, config.grad_clip, "--grad-clip")
-        self.full_lrs = [group["lr"] for group in self.optimizer.param_groups]
-        self.batches = Windows(
-            self.data.train.to(self.device),
-            context=config.model.context,
-            batch_size=config.batch_size,
-            seed=config.seed,
+        self.model = make_model(config, self.data.tokenizer.vocab_size).to(self.device)
+        self.batches = make_batches(
+            config, self.data.train.to(self.device), is_recurrent=self.model.is_recurrent
         )
+        self.steps = config.steps or self.batches.steps_in(config.epochs)
+        config.schedule.check(self.steps)
+        self.trainee = Trainee(config, self.model, self.steps)
         self.validation_tokens = self.data.validation.to(self.device)
         self.guard = FiniteGuard(self.device)
-        self.progress = Progress()
+        self.fingerprint: Fingerprint | None = None
 
     def open_folder(self) -> RunFolder:
         """Create the run's folder, or go back to the state that the run left there."""
-        config = self.config
-        self.folder = RunFolder(
-            config.run_dir, KIND, config, resume=config.resume, overwrite=config.overwrite
-        )
-        if config.resume:
-            self._load(read_run(config.run_dir, KIND)[1])
-            self.folder.rewind(self.progress.step)
-        self.saved_step = self.progress.step
-        self.stopwatch = Stopwatch(self.progress.seconds)
-        self.clock = self.stopwatch.seconds
+        self.state = RunState(self.config, self.data, self.trainee)
+        self.folder = self.state.folder
+        # The first step of some optimizers, such as SOAP, only looks.
+        if self.progress.step == 0 and self.steps > 1:
+            self.fingerprint = Fingerprint(self.model)
+        self.meter = Meter(self.config, self.model, self.progress)
         return self.folder
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return self.state.progress
 
     def go(self, interrupt: Interrupt) -> Result:
         """Train until the last step or a signal."""
-        config, progress = self.config, self.progress
         # disable=None: no bar where the output is not a terminal.
         with tqdm(
-            total=config.steps,
-            initial=progress.step,
+            total=self.steps,
+            initial=self.progress.step,
             unit="step",
-            desc=config.run_dir.name,
+            desc=self.config.run_dir.name,
             disable=None,
         ) as bar:
             while True:
-                is_done = progress.step == config.steps
-                # A run resumed from the checkpoint of an evaluation has done this one.
-                if progress.evaluated_at < progress.step and (
-                    is_done or progress.step % config.eval_every == 0
-                ):
-                    self._evaluate()
-                    bar.set_postfix(val_loss=f"{progress.evaluation['loss']:.4f}")
-                if is_done:
-                    return self._finish("finished")
-                if interrupt.requested:
-                    self._stop_clock()
-                    self._save(self.folder.last_checkpoint)
-                    return self._finish("interrupted")
-                self._step()
-                bar.update()
+                try:
+                    self._evaluate_or_save(bar)
+                    is_done = self.progress.step == self.steps
+                    if is_done or interrupt.requested:
+                        return self._end("finished" if is_done else "interrupted")
+                    self._step(bar)
+                except BadStepError as error:
+                    self._roll_back(error)
+                    bar.update(self.progress.step - bar.n)
 
-    def _step(self) -> None:
-        config, step = self.config, self.progress.step
-        factor = lr_factor(
-            step, steps=config.steps, warmup=config.warmup, final=config.final_lr_fraction
+    def _evaluate_or_save(self, bar: tqdm) -> None:
+        """Do what is due after the steps done so far."""
+        config, progress = self.config, self.progress
+        is_due = progress.step == self.steps or self._ends_interval(progress.step)
+        # A run resumed from the checkpoint of an evaluation has done this one.
+        if is_due and progress.evaluated_at < progress.step:
+            self._evaluate()
+            bar.set_postfix(val_loss=f"{progress.evaluation['loss']:.4f}")
+        every = config.checkpoint_every
+        if every and progress.step % every == 0 and self.state.saved_step < progress.step:
+            self._save()
+
+    def _ends_interval(self, step: int) -> bool:
+        """Return whether an evaluation comes after so many steps."""
+        every = self.config.eval_every
+        return step % every == 0 if every else self.batches.is_whole(step)
+
+    def _step(self, bar: tqdm) -> None:
+        """Take one step, or leave it out."""
+        progress = self.progress
+        number = progress.step + 1
+        batch = self.batches.at(progress.step)
+        if number in progress.skipped:
+            self.trainee.objective.leave_out(batch)
+            progress.step = number
+            self.folder.log(number, {"train/left_out": 1.0})
+        else:
+            self._train_on(batch, number, bar)
+        bar.update()
+
+    def _train_on(self, batch: Batch, number: int, bar: tqdm) -> None:
+        config, progress, trainee = self.config, self.progress, self.trainee
+        factor = config.schedule.factor(progress.step, self.steps, progress.history)
+        factor *= batch.lr_factor
+        trainee.set_lr_factor(factor)
+        is_logged = number % config.log_every == 0
+        with (
+            memory_advice(config.rows, config.model.context, config.micro_batch or config.rows),
+            self.meter.sample(trainee.stepper, number, is_logged=is_logged),
+        ):
+            taken = trainee.stepper.take(batch)
+        progress.step = number
+        progress.tokens += batch.targets.numel()
+        self.guard.watch(taken.loss, number)
+        if not trainee.scaler.is_enabled():  # which looks for infinite gradients itself
+            self.guard.watch(taken.gradient_norm, number)
+        if self.fingerprint is not None and number >= min(MOVED_BY, self.steps):
+            self.fingerprint.check_moved(number, config.optim.lr)
+            self.fingerprint = None
+        trainee.averaging.update(self.model, number, progress.history)
+        if is_logged:
+            self._log(taken, factor, bar)
+
+    def _log(self, taken: Taken, factor: float, bar: tqdm) -> None:
+        """Record a step; its loss is waited for."""
+        self._check_steps()
+        values = {
+            "train/loss": taken.loss.item(),
+            "train/gradient_norm": taken.gradient_norm.item(),
+            "train/lr_factor": factor,
+            **self.trainee.figures(),
+        }
+        speed = self.meter.speed()
+        self.folder.log(self.progress.step, {**values, **speed})
+        bar.set_postfix(
+            loss=f"{values['train/loss']:.4f}",
+            val_loss=f"{self.progress.evaluation['loss']:.4f}",
+            tok_s=f"{speed['time/tokens_per_second']:,.0f}",
         )
-        for group, full in zip(self.optimizer.param_groups, self.full_lrs, strict=True):
-            group["lr"] = full * factor
-        batch = self.batches.at(step)
-        with second_derivatives(self.optimizer):
-            loss = take_step(
-                self.optimizer,
-                self.model.parameters(),
-                lambda: token_losses(self.model(batch.inputs).logits, batch.targets).mean(),
-                config.grad_clip,
-            )
-        self.progress.step = step + 1
-        self.guard.watch(loss, step + 1)
-        if (step + 1) % config.log_every == 0:
-            self._check_losses()
-            self.folder.log(step + 1, {"train/loss": loss.item(), "train/lr_factor": factor})
 
     def _evaluate(self) -> None:
         """Evaluate, log, and save the checkpoints."""
-        self._stop_clock()
+        self._check_steps()
         progress = self.progress
-        evaluation = evaluate(
-            self.model, self.validation_tokens, self.data.tokenizer.byte_lengths()
-        )
-        if not math.isfinite(evaluation.loss):
-            self._diverge(f"The validation loss after step {progress.step}")
-        progress.evaluated_at, progress.evaluation = progress.step, asdict(evaluation)
-        values = {f"validation/{name}": value for name, value in progress.evaluation.items()}
-        times = {"time/seconds": self.stopwatch.seconds, "time/training": progress.training_seconds}
-        self.folder.log(progress.step, {**values, **times})
-        if evaluation.loss < progress.best_loss:
-            progress.best_loss, progress.best_step = evaluation.loss, progress.step
-            self._save(self.folder.best_checkpoint)
-        self._save(self.folder.last_checkpoint)
-        self.clock = self.stopwatch.seconds
+        with self.meter.paused():
+            with self.trainee.averaging.swapped(self.model):
+                evaluation = evaluate(
+                    self.model, self.validation_tokens, self.data.tokenizer.byte_lengths()
+                )
+            if not math.isfinite(evaluation.loss):
+                raise BadStepError(progress.step, "The validation loss")
+            self.state.check_finite()
+            is_best = progress.record(evaluation.loss, asdict(evaluation))
+            values = {f"validation/{name}": value for name, value in progress.evaluation.items()}
+            values |= {"train/tokens": progress.tokens, **self.meter.times()}
+            self.folder.log(progress.step, values)
+            if is_best:
+                self.state.save_best()
+            self._save()
 
-    def _stop_clock(self) -> None:
-        """Wait for the device, count the time since the clock started, and check the losses."""
-        self._check_losses()
-        self.progress.training_seconds += self.stopwatch.seconds - self.clock
+    def _save(self) -> None:
+        """Write the checkpoint that a resumption or a roll-back starts from."""
+        self._check_steps()
+        self.meter.store()
+        self.state.save()
 
-    def _check_losses(self) -> None:
+    def _check_steps(self) -> None:
         if bad := self.guard.first_bad_step():
-            self._diverge(f"The loss of step {bad}")
+            raise BadStepError(bad, "The loss or gradient")
 
-    def _diverge(self, what: str) -> NoReturn:
+    def _roll_back(self, error: BadStepError) -> None:
+        """Go back to the last checkpoint to leave the bad step out, or end the run."""
+        left_out = self.progress.skipped
+        if len(left_out) >= self.config.rollbacks or not self.state.can_go_back:
+            self._diverge(error)
+        self.state.go_back()
+        self.progress.skipped = sorted([*left_out, error.step])
+        self.guard.forget()
+        self.meter.restart(self.progress)
+
+    def _diverge(self, error: BadStepError) -> NoReturn:
         """Stop, leaving the checkpoints as they are."""
         if self.progress.evaluation:
+            self.meter.store()
             self._finish("diverged")
+        left_out = self.progress.skipped
+        after = f", after leaving out {', '.join(map(str, left_out))}" if left_out else ""
         raise DivergedError(
-            f"{what} is not finite; the last good checkpoint, of step {self.saved_step}, is "
-            f"{self.folder.last_checkpoint}: start again with a lower --optim.lr."
-        )
+            f"{error.what} of step {error.step} is not finite{after}; the last good checkpoint, of "
+            f"step {self.state.saved_step}, is {self.folder.last_checkpoint}: start again with a "
+            "lower --optim.lr."
+        ) from None
 
-    def _save(self, path: Path) -> None:
-        if not is_finite(self.model):
-            self._diverge(f"A parameter after step {self.progress.step}")
-        self.progress.seconds = self.stopwatch.seconds
-        write_checkpoint(
-            path,
-            KIND,
-            {
-                "config": config_to_dict(self.config),
-                "identity": self.identity,
-                "tokenizer": self.data.tokenizer.to_dict(),
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "random": random_state(self.device),
-                "progress": asdict(self.progress),
-            },
-        )
-        self.saved_step = self.progress.step
-
-    def _load(self, content: Mapping[str, Any]) -> None:
-        check_text(content["identity"], self.data, self.config.run_dir)
-        self.model.load_state_dict(content["model"])
-        self.optimizer.load_state_dict(content["optimizer"])
-        set_random_state(self.device, content["random"])
-        self.progress = Progress(**content["progress"])
+    def _end(self, status: str) -> Result:
+        """Save what an interruption would lose, and write the summary."""
+        if status == "interrupted":
+            self._save()
+        return self._finish(status)
 
     def _finish(self, status: str) -> Result:
         """Write the summary."""
-        config, progress, evaluation = self.config, self.progress, self.progress.evaluation
-        seconds_per_step = progress.training_seconds / max(1, progress.step)
-        steps_per_second = 1 / seconds_per_step if seconds_per_step else 0.0
-        summary = {
-            "status": status,
-            "seed": config.seed,
-            "steps": progress.step,
-            "seconds": progress.seconds,
-            "ms_per_step": 1000 * seconds_per_step,
-            "steps_per_second": steps_per_second,
-            "tokens_per_second": steps_per_second * config.batch_size * config.model.context,
-            "optimizer": config.optim.name,
-            "lr": config.optim.lr,
-            "parameters": self.model.parameter_count(),
-            "val_loss": evaluation["loss"],
-            "val_loss_standard_error": evaluation["standard_error"],
-            "val_step": progress.evaluated_at,
-            "perplexity": evaluation["perplexity"],
-            "bits_per_byte": evaluation["bits_per_byte"],
-            "best_val_loss": progress.best_loss,
-            "best_step": progress.best_step,
-            "zlib_bits_per_byte": self.data.zlib_bits_per_byte,
-            "corpus": dict(self.data.provenance),
-            "device": str(self.device),
-            "torch": torch.__version__,
-        }
+        summary = summarise_run(self.config, self.progress, self.model, self.data)
+        summary["status"] = status
+        if status == "finished":
+            summary |= figures_on_test(self.config.run_dir, self.data, str(self.device))
         self.folder.write_summary(summary)
-        return Result(status=status, run_dir=config.run_dir, summary=summary)
+        return Result(status=status, run_dir=self.config.run_dir, summary=summary)

@@ -64,6 +64,8 @@ class LossSource(PairSource, abc.ABC):
     """A source that differentiates the loss."""
 
     needs_closure: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = False
+    """Whether the loss needs a second derivative."""
 
     @abc.abstractmethod
     def evaluate(
@@ -96,6 +98,8 @@ class Exact(LossSource):
 
     Source: S0 (11), S1 (9).
     """
+
+    differentiates_twice: ClassVar[bool] = True
 
     def evaluate(
         self,

@@ -1,9 +1,17 @@
 """What a training run can be told, and the named starting points."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.config import (
+    OPTIMIZER_PARTS,
+    OPTIMIZERS,
+    AdamWConfig,
+    GradientCriterion,
+    OptimizerConfig,
+    PSGDConfig,
+)
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
 from psgd_rl.tasks import HALF_CHEETAH, find_task
@@ -103,9 +111,9 @@ class TrainConfig:
     """The update."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """The networks."""
-    actor: OptimizerConfig = field(default_factory=KronConfig)
+    actor: OptimizerConfig = field(default_factory=PSGDConfig)
     """The actor's optimizer."""
-    critic: OptimizerConfig = field(default_factory=KronConfig)
+    critic: OptimizerConfig = field(default_factory=PSGDConfig)
     """The critic's optimizer."""
     eval_every: int = 50
     """Rollouts from one deterministic evaluation to the next; 0 evaluates at the end only."""
@@ -164,9 +172,9 @@ class TrainConfig:
         return -(-self.total_steps // self.rollout_size)
 
 
-_PSGD = KronConfig(
+_PSGD = PSGDConfig(
     lr=1.5e-3,
-    whiten="gradient",
+    criterion=GradientCriterion(),
     precond_lr=0.1,
     precond_lr_final=0.1,
     update_prob=0.1,
@@ -175,6 +183,13 @@ _PSGD = KronConfig(
 """Refitted often enough to follow the policy. Whitening the gradient instead of its average makes
 steps small where minibatches disagree: HalfCheetah's return after 100k steps was 3117 instead of
 1296 (3 seeds each)."""
+
+CHOICES: Mapping[str, Mapping[str, object]] = {
+    **OPTIMIZER_PARTS,
+    "actor": OPTIMIZERS,
+    "critic": OPTIMIZERS,
+}
+"""What the parts of a run can be, by field and name."""
 
 TUNED: dict[str, dict[str, OptimizerConfig]] = {
     "halfcheetah": {"psgd": _PSGD, "adamw": AdamWConfig(lr=6e-4, beta2=0.999, eps=1e-5)},

@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import write_checkpoint
-from psgd_optim.tools.run_folder import RunFolder, config_to_dict, read_run
+from psgd_optim.tools.choices import config_to_dict
+from psgd_optim.tools.run_folder import RunFolder, read_run
 from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, torch_threads
 from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic

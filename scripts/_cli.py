@@ -9,12 +9,14 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 import tyro
+from _choices import Choices, choice_flags, choose
 
-from psgd_optim.config import OPTIMIZERS, OptimizerConfig
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
 
@@ -39,11 +41,12 @@ def parse(
     *,
     prog: str,
     about: Mapping[str, str],
-    tuned: Mapping[str, Mapping[str, OptimizerConfig]] | None = None,
+    choices: Choices,
+    tuned: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Config:
     """Build a configuration from `PRESET [--flag value ...]`.
 
-    A field that holds an optimizer takes its name as `--FIELD NAME` and its settings as
+    A part that is chosen by name takes it as `--FIELD NAME`, its settings as
     `--FIELD.setting value`.
 
     Args:
@@ -51,7 +54,8 @@ def parse(
         args: The command line after the program's name.
         prog: The program's name in `--help`.
         about: A line on each preset.
-        tuned: Per preset, the settings that `--FIELD NAME` starts from instead of the defaults.
+        choices: What there is to choose, by field and name.
+        tuned: Per preset, what names stand for instead.
 
     Returns:
         The preset with the flags applied.
@@ -62,17 +66,37 @@ def parse(
     if not args or args[0] in ("-h", "--help"):
         lines = [f"usage: {prog} PRESET [--flag value ...]", "", "presets:"]
         lines += [f"  {name:<{max(map(len, presets))}}  {about[name]}" for name in presets]
-        choices = " and ".join(f"--{field} NAME" for field in _optimizer_fields(presets))
-        lines += ["", f"{prog} PRESET --help lists the flags; an optimizer is chosen with"]
-        lines += [f"{choices}, where NAME is one of: {', '.join(OPTIMIZERS)}."]
+        lines += ["", f"{prog} PRESET --help lists the flags.", ""]
+        lines += [_told(choice_flags(next(iter(presets.values())), choices))]
         print("\n".join(lines))
         raise SystemExit(OK if args else BAD_INPUT)
     name, *rest = args
     if name not in presets:
         raise InputError(f"There is no preset {name!r}; {closest(name, list(presets))}")
-    optimizers = {**OPTIMIZERS, **(tuned or {}).get(name, {})}
-    config, rest = _choose_optimizers(presets[name], rest, optimizers)
-    return parse_flags(config, rest, prog=f"{prog} {name}")
+    own = (tuned or {}).get(name, {})
+    return parse_flags(
+        presets[name],
+        rest,
+        prog=f"{prog} {name}",
+        choices={field: {**known, **_alike(own, known)} for field, known in choices.items()},
+    )
+
+
+def _alike(tuned: Mapping[str, object], known: Mapping[str, object]) -> dict[str, object]:
+    """Return the tuned settings of what is known: a name may stand for something else there."""
+    kinds = {type(choice) for choice in known.values()}
+    return {name: value for name, value in tuned.items() if name in known and type(value) in kinds}
+
+
+def _told(flags: Mapping[str, Sequence[str]]) -> str:
+    """Return the names that flags choose from, for a person to read."""
+    if not flags:
+        return ""
+    lines = ["chosen by name, with settings of their own (--FLAG.setting value):"]
+    for flag, names in flags.items():
+        text = f"  {flag} NAME: {', '.join(names)}"
+        lines += textwrap.wrap(text, width=90, subsequent_indent="      ", break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def parse_run(default: Config, args: Sequence[str], *, prog: str) -> tuple[str, Config]:
@@ -98,47 +122,16 @@ def parse_run(default: Config, args: Sequence[str], *, prog: str) -> tuple[str, 
     raise InputError(f"There is no run folder; usage: {prog} RUN [--flag value ...].")
 
 
-def _optimizer_fields(presets: Mapping[str, Config]) -> list[str]:
-    """Return the fields of the presets that hold an optimizer's settings."""
-    kinds = tuple(type(value) for value in OPTIMIZERS.values())
-    first = next(iter(presets.values()))
-    return [name for name, value in vars(first).items() if isinstance(value, kinds)]
-
-
-def _split(arg: str, flag: str) -> list[str]:
-    """Take `FLAG=VALUE` apart; leave anything else as it is."""
-    return arg.split("=", 1) if arg.startswith(f"{flag}=") else [arg]
-
-
-def _choose_optimizers(
-    config: Config, args: list[str], optimizers: Mapping[str, OptimizerConfig]
-) -> tuple[Config, list[str]]:
-    """Apply every `--FIELD NAME` or `--FIELD=NAME` whose field holds an optimizer's settings."""
-    kinds = tuple(type(value) for value in optimizers.values())
-    for field in dataclasses.fields(config):  # type: ignore[arg-type]
-        flag = f"--{field.name.replace('_', '-')}"
-        if not isinstance(getattr(config, field.name), kinds):
-            continue
-        args = [part for arg in args for part in _split(arg, flag)]
-        if flag in args[:-1]:
-            at = args.index(flag)
-            name = args[at + 1]
-            if name not in optimizers:
-                raise InputError(
-                    f"There is no optimizer {name!r}; {closest(name, list(optimizers))}"
-                )
-            config = dataclasses.replace(config, **{field.name: optimizers[name]})  # type: ignore[type-var]
-            args = args[:at] + args[at + 2 :]
-    return config, args
-
-
-def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
+def parse_flags(
+    default: Config, args: Sequence[str], *, prog: str, choices: Choices = MappingProxyType({})
+) -> Config:
     """Apply flags to a configuration.
 
     Args:
         default: The configuration that the flags change.
         args: The flags.
         prog: The program's name in `--help`.
+        choices: What its parts can be, by field and name.
 
     Returns:
         The changed configuration.
@@ -146,9 +139,12 @@ def parse_flags(default: Config, args: Sequence[str], *, prog: str) -> Config:
     Raises:
         InputError: If a flag or a value is not known.
     """
-    config, unknown = parse_known(default, args, prog=prog)
+    chosen, rest = choose(default, args, choices)
+    flags = choice_flags(chosen, choices)
+    config, unknown = parse_known(chosen, rest, prog=prog, more_help=_told(flags))
     if unknown:
-        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], _flags(default))}")
+        known = [*_flags(chosen), *flags]
+        raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], known)}")
     return config
 
 
@@ -161,13 +157,16 @@ def _flags(config: object, prefix: str = "--") -> list[str]:
     return flags
 
 
-def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Config, list[str]]:
+def parse_known(
+    default: Config, args: Sequence[str], *, prog: str, more_help: str = ""
+) -> tuple[Config, list[str]]:
     """Apply the flags that a configuration has.
 
     Args:
         default: The configuration that the flags change.
         args: The flags, of this configuration and of others.
         prog: The program's name in `--help`.
+        more_help: What `--help` says below its list of flags.
 
     Returns:
         The changed configuration, and the arguments that are not its own.
@@ -188,6 +187,7 @@ def parse_known(default: Config, args: Sequence[str], *, prog: str) -> tuple[Con
             )
     except SystemExit as stop:
         if stop.code in (0, None):
+            print(more_help, end="\n" if more_help else "")
             raise
         raise InputError(_message(complaint.getvalue())) from None
 
@@ -218,11 +218,12 @@ def again(script: str, args: Sequence[str]) -> str:
     return "resume with: " + shlex.join([python, f"scripts/{script}", *kept, "--resume"])
 
 
-def run(main: Callable[[Sequence[str]], None]) -> int:
+def run(main: Callable[[Sequence[str]], None], *, folder_flag: str = "--run-dir") -> int:
     """Run a script's `main` on the command line and turn what it raises into an exit code.
 
     Args:
         main: Takes the arguments after the program's name.
+        folder_flag: The flag that says where the script writes.
 
     Returns:
         0 done or cleanly interrupted, 2 bad input, 3 storage, 130 cut off by a second signal;
@@ -245,7 +246,7 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
             raise
         print(
             f"error: cannot write {error.filename}: {error.strerror}; free space or give another "
-            "--run-dir.",
+            f"{folder_flag}.",
             file=sys.stderr,
         )
         return STORAGE

@@ -1,33 +1,30 @@
-"""Evaluate a trained language model on its whole validation text."""
+"""Evaluate a trained language model on a whole part of its text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from _cli import parse_run, run
 
-from psgd_lm.evaluate import evaluate_run
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """Evaluate a run's checkpoint on the validation part of its text."""
-
-    best: bool = False
-    """Take the checkpoint with the lowest evaluation instead of the last one."""
-    device: str = "auto"
-    """auto (CUDA if there is one), cpu, cuda, cuda:1 ..."""
+from psgd_lm.evaluate_run import EvaluateConfig, evaluate_run
+from psgd_optim.tools.run_folder import write_json
 
 
 def main(args: Sequence[str]) -> None:
     """Evaluate, and print the figures."""
-    run_dir, flags = parse_run(Flags(), args, prog="evaluate_lm.py")
-    figures = evaluate_run(Path(run_dir), best=flags.best, device=flags.device)
-    print(f"checkpoint of step {figures['step']}, {figures['tokens']:,} validation tokens")
-    print(f"loss            {figures['loss']!r} +- {figures['standard_error']:.4f} nats/token")
+    run_dir, config = parse_run(EvaluateConfig(), args, prog="evaluate_lm.py")
+    figures = evaluate_run(Path(run_dir), config)
+    how = " (dynamic evaluation)" if config.dynamic.lr else ""
+    print(f"checkpoint of step {figures['step']}, {figures['tokens']:,} {config.part} tokens{how}")
+    print(f"loss            {figures['loss']!r} nats/token")
+    print(f"standard error  {figures['block_standard_error']:.4f} over blocks of the text")
+    print(f"                {figures['standard_error']:.4f} over tokens as if independent")
     print(f"perplexity      {figures['perplexity']:.4f}")
     print(f"bits per byte   {figures['bits_per_byte']:.4f}")
-    print(f"zlib -9         {figures['zlib_bits_per_byte']:.4f} bits/byte, the floor to beat")
+    if "zlib_bits_per_byte" in figures:
+        print(f"zlib -9         {figures['zlib_bits_per_byte']:.4f} bits/byte, the floor to beat")
+    if config.json:
+        write_json(config.json, figures)
+        print(f"figures: {config.json}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 
 from _cli import again, parse, run
 
-from psgd_lm.config import ABOUT, PRESETS, TUNED
+from psgd_lm.presets import ABOUT, CHOICES, PRESETS, TUNED
 from psgd_lm.train import train
 
 
 def main(args: Sequence[str]) -> None:
     """Train, and print where the run stands."""
-    result = train(parse(PRESETS, args, prog="train_lm.py", about=ABOUT, tuned=TUNED))
+    config = parse(PRESETS, args, prog="train_lm.py", about=ABOUT, choices=CHOICES, tuned=TUNED)
+    result = train(config)
     summary = result.summary
     print(
         f"{result.status}: {summary['steps']} steps of {summary['optimizer']} in "

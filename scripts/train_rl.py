@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from _cli import again, parse, run
 
 from psgd_rl import PRESETS, TUNED, train
-from psgd_rl.config import ABOUT
+from psgd_rl.config import ABOUT, CHOICES
 
 
 def main(args: Sequence[str]) -> None:
     """Train, and print where the run stands."""
-    config = parse(PRESETS, args, prog="train_rl.py", about=ABOUT, tuned=TUNED)
+    config = parse(PRESETS, args, prog="train_rl.py", about=ABOUT, choices=CHOICES, tuned=TUNED)
     result = train(config)
     print(
         f"{result.status}: {result.steps} steps of {config.actor.name} in {result.seconds:.1f} s "

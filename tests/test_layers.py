@@ -44,11 +44,19 @@ LAYERS = [
     {"block_step", "capture"},
     {"joint_step"},
     {"optimizer"},
-    {"named", "config"},
+    {"named", "config.forms", "config.criteria", "config.base"},
+    {"config.psgd", "config.torch_optimizers", "config.peer"},
+    {"config.registry"},
 ]
 LAYER = {f"psgd_optim.{name}": i for i, names in enumerate(LAYERS) for name in names}
 # __init__ files
-ANYWHERE = {"psgd_optim", "psgd_optim.forms", "psgd_optim.factors", "psgd_optim.affine"}
+ANYWHERE = {
+    "psgd_optim",
+    "psgd_optim.forms",
+    "psgd_optim.factors",
+    "psgd_optim.affine",
+    "psgd_optim.config",
+}
 TOOLS = "psgd_optim.tools"
 
 

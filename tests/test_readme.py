@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What each command is shortened by; its own arguments stay as they are in the README.
 SHORT_GPT = (
-    "--model.layers 1 --model.width 16 --model.context 16 --steps 6 --warmup 2 --eval-every 6"
+    "--model.layers 1 --model.width 16 --model.context 16 --steps 6 --schedule.warmup 2 "
+    "--eval-every 6"
 )
 SHORT = {
     "train_lm": SHORT_GPT,
@@ -40,6 +41,8 @@ def test_the_scripts_run_as_written(
 ) -> None:
     """In the order of the pages, in one folder, since some read what others wrote."""
     monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    Path("texts/a.txt").write_text(Path(__file__).read_text(encoding="utf-8"), encoding="utf-8")
     ran = []
     for name, *args in commands():
         if name == "python":

@@ -15,7 +15,7 @@ import sample_lm
 import train_lm
 from _cli import BAD_INPUT, OK, STORAGE, run
 
-from psgd_lm import train as train_module
+from psgd_lm import trainee
 from psgd_optim.tools.checkpoint import write_checkpoint
 
 
@@ -54,16 +54,37 @@ def test_train_evaluate_and_sample(call):
     assert out.startswith("The")
     assert len(out) == 3 + 25 + 1
 
+    Path("prompt.txt").write_text("The")
+    line = "runs/mine --prompt-file prompt.txt --tokens 5 --samples 2 --stop never ever"
+    code, out, err = call(sample_lm, line)
+    assert (code, err) == (OK, "")
+    assert re.fullmatch(
+        r"--- sample 1 of 2\nThe[^·]{5}\n--- sample 2 of 2\nThe[^·]{5}\n", out, re.DOTALL
+    )
+
+
+def test_evaluation_takes_a_part_a_stride_and_a_file(call, trained):
+    whole = call(evaluate_lm, "runs/smoke --json figures.json")
+    assert whole[0] == OK
+    assert "figures: figures.json" in whole[1]
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["part"] == "validation"
+    call(evaluate_lm, "runs/smoke --stride 8 --json strided.json")
+    assert json.loads(Path("strided.json").read_text())["loss"] < figures["loss"]
+    code, out, _ = call(evaluate_lm, "runs/smoke --dynamic.lr 0.1 --dynamic.rule sgd")
+    assert code == OK
+    assert "(dynamic evaluation)" in out
+
 
 def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
-    build = train_module.build
+    build = trainee.build_optimizer
 
     def build_and_interrupt(*arguments):
         signal.raise_signal(signal.SIGINT)
         return build(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "build", build_and_interrupt)
+        patch.setattr(trainee, "build_optimizer", build_and_interrupt)
         code, out, _ = call(train_lm, "smoke --seed 3")
     assert code == OK
     assert "interrupted: 0 steps" in out
@@ -79,7 +100,7 @@ def test_comparison_of_nothing_but_diverged_runs_is_no_success(call):
     code, out, err = call(compare, "lm smoke --lrs 1e30 --run-dir runs/bad")
     assert code == BAD_INPUT
     assert "| psgd |" in out
-    assert err == "error: Every run diverged; give lower learning rates with --lrs.\n"
+    assert err == "error: Every run diverged or failed; try lower learning rates with --lrs.\n"
 
 
 def test_compare_prints_its_table(call):
@@ -101,18 +122,33 @@ def test_compare_prints_its_table(call):
         (train_lm, "smok", "no preset 'smok'; did you mean smoke?"),
         (train_lm, "smoke --step 3", "no flag --step; did you mean --steps?"),
         (train_lm, "smoke --optim.lrr 3", "no flag --optim.lrr; did you mean --optim.lr?"),
-        (train_lm, "smoke --optim adam", "no optimizer 'adam'; did you mean adamw?"),
+        (train_lm, "smoke --optim adam", "no --optim 'adam'; did you mean adamw?"),
         (train_lm, "smoke --steps 0", "Got steps 0; give --steps 1 or more."),
-        (train_lm, "smoke --optim=adamm", "no optimizer 'adamm'; did you mean adamw?"),
+        (train_lm, "smoke --optim=adamm", "no --optim 'adamm'; did you mean adamw?"),
         (train_lm, "smoke --optim.momentum 2", "PSGD got momentum = 2.0; give a number"),
         (train_lm, "smoke --optim adamw --optim.beta1 2", "Invalid beta parameter"),
+        (train_lm, "smoke --optim", "--optim got no name; give one of: psgd, adamw, sgd, muon"),
+        (train_lm, "smoke --optim --steps 3", "--optim got no name"),
+        (
+            train_lm,
+            "smoke --optim.form lowrank",
+            "no --optim.form 'lowrank'; did you mean low-",
+        ),
+        (train_lm, "smoke --optim adamw --optim.form kron", "There is no flag --optim.form;"),
+        (train_lm, "smoke --optim.max-skew 2", "did you mean --optim.form.max-skew?"),
+        (train_lm, "smoke --optim.form.rank 2", "no flag --optim.form.rank"),
+        (train_lm, "smoke --optim.form.geometry EQ --optim.form xmat", "no flag --optim.form.geo"),
+        (train_lm, "smoke --optim.form touched-rows --optim.criterion newton", "with Newton"),
+        (train_lm, "smoke --optim newton", "--grad-clip 0"),
+        (train_lm, "smoke --optim muon", "role embedding; give --embedding adamw"),
+        (train_lm, "smoke --optim peer --optim.target no_such.SOAP", "install its package"),
         (train_lm, "smoke --steps x", "--steps: invalid literal"),
         (train_lm, "smoke --model.width 15", "change --model.width or --model.heads."),
         (train_lm, "smoke --data.path none.txt", "Cannot read the text none.txt"),
         (train_lm, "smoke --data.path empty.txt", "empty.txt is empty"),
         (train_lm, "smoke --data.path short.txt", "has 9 tokens, a window takes 17"),
-        (train_lm, "smoke --data.path latin.txt", "not UTF-8: byte 0xe9 at offset 3"),
-        (train_lm, "smoke --optim.lr 1e30 --warmup 0", "loss of step 2 is not finite"),
+        (train_lm, "smoke --data.path latin.txt", "0xe9 in line 1, at byte offset 3"),
+        (train_lm, "smoke --optim.lr 1e30 --schedule.warmup 0", "gradient of step 5 is not finite"),
         (train_lm, "smoke --run-dir other", "other exists and is no run folder"),
         (train_lm, "smoke --resume", "There is no runs/smoke/config.json"),
         (train_lm, "shakespeare-cpu", "Cannot read the text input.txt"),
@@ -125,6 +161,12 @@ def test_compare_prints_its_table(call):
         (compare, "tetris", "There is no task 'tetris'; known: lm."),
         (compare, "lm smok", "no preset 'smok'; did you mean smoke?"),
         (compare, "lm smoke --seeds x", "--seeds"),
+        (compare, "lm smoke --optimizers psgd@3", "give a fraction above 0 and up to 1"),
+        (compare, "lm smoke --workers 0", "give --workers 1 or more"),
+        (evaluate_lm, "nowhere --part tests", "--part"),
+        (evaluate_lm, "nowhere --stride -2", "stride -2; give --stride 0 or more"),
+        (sample_lm, "nowhere --top-p 2", "top_p 2.0; give --top-p above 0 and up to 1"),
+        (sample_lm, "nowhere --prompt-file gone", "Cannot read gone (No such file"),
         (compare, "lm smoke --seed 1", "give --optimizers, --lrs and --seeds"),
         (compare_forms, "--problems txt", "There is no problem 'txt'; did you mean text?"),
         (compare_forms, "--step 3", "no flag --step; did you mean --steps?"),
@@ -176,7 +218,7 @@ def test_full_disk_is_exit_code_3(call, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "runs/smoke/checkpoint/last.pt")
 
-    monkeypatch.setattr("psgd_lm.train.write_checkpoint", full)
+    monkeypatch.setattr("psgd_lm.run_state.write_checkpoint", full)
     code, _, err = call(train_lm, "smoke")
     assert code == STORAGE
     assert err.startswith("error: cannot write runs/smoke/checkpoint/last.pt: No space left")
@@ -193,12 +235,27 @@ def test_run_folder_below_a_file_is_bad_input(call, tmp_path):
     ("script", "line", "words"),
     [
         (train_lm, "--help", ["embedded", "shakespeare-char", "--optim NAME", "psgd, adamw"]),
-        (train_lm, "smoke --help", ["--optim.lr", "--data.path", "Windows of text per step."]),
-        (evaluate_lm, "--help", ["--best"]),
-        (sample_lm, "--help", ["--temperature"]),
+        (
+            train_lm,
+            "smoke --optim=adamw --help",
+            ["--optim.beta1", "--optim NAME: psgd, adamw"],
+        ),
+        (
+            train_lm,
+            "smoke --help",
+            [
+                "--optim.lr",
+                "--optim.form NAME: kron",
+                "--optim.form.max-size",
+                "--data.path",
+                "Windows of text per step,",
+            ],
+        ),
+        (evaluate_lm, "--help", ["--best", "--dynamic.lr", "--part"]),
+        (sample_lm, "--help", ["--temperature", "--min-p", "--stop"]),
         (compare_forms, "--help", ["--problems", "Steps of every run"]),
         (compare, "--help", ["TASK [PRESET]", "lm"]),
-        (compare, "lm --help", ["--optimizers", "train_lm.py"]),
+        (compare, "lm --help", ["--optimizers", "--workers", "--baseline", "train_lm.py"]),
     ],
 )
 def test_help_names_what_there_is(call, capsys, script, line, words):

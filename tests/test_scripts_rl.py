@@ -4,13 +4,13 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
 
 import _cli
 import evaluate_rl
 import pytest
 import train_rl
 
+from psgd_optim.tools.choices import config_to_dict
 from psgd_rl import TUNED
 from psgd_rl.update import Updater
 
@@ -67,7 +67,7 @@ def test_optimizer_chosen_by_name_starts_from_the_presets_own_settings(run, tmp_
     assert run(train_rl, "halfcheetah", *args, "--actor", "adamw")[0] == 0
     config = json.loads((name / "config.json").read_text(encoding="utf-8"))
     assert config["actor"]["lr"] == TUNED["halfcheetah"]["adamw"].lr
-    assert config["critic"] == {"name": "psgd", **asdict(TUNED["halfcheetah"]["psgd"])}
+    assert config["critic"] == config_to_dict(TUNED["halfcheetah"]["psgd"])
 
 
 def test_interrupted_run_prints_how_to_continue(run, tmp_path, monkeypatch):
@@ -121,7 +121,16 @@ def test_bad_input_is_one_line_and_exit_code_2(run, script, args, message, tmp_p
 
 def test_help_lists_presets_and_flags(monkeypatch, capsys):
     for args, words in (
-        (["--help"], ("halfcheetah", "smoke", "--actor NAME and --critic NAME")),
+        (
+            ["--help"],
+            (
+                "halfcheetah",
+                "smoke",
+                "--actor NAME: psgd",
+                "--critic NAME: psgd",
+                "--actor.form NAME: kron",
+            ),
+        ),
         (["smoke", "--help"], ("--total-steps", "--ppo.target-kl", "--actor.lr", "Environments")),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from psgd_lm.stepping import lr_factor
+from psgd_lm.schedules import Cosine
 from psgd_optim.tools.stepping import needs_closure
 
 Optimizers = list[torch.optim.Optimizer]
@@ -92,8 +92,9 @@ def train(trial: Trial, optimizers: Optimizers, steps: int) -> float:
     """
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     full = [group["lr"] for group in groups]
+    schedule = Cosine(warmup=steps // 20, final=0.1)
     for step in range(steps):
-        factor = lr_factor(step, steps=steps, warmup=steps // 20, final=0.1)
+        factor = schedule.factor(step, steps, ())
         for group, lr in zip(groups, full, strict=True):
             group["lr"] = factor * lr
         advance(optimizers, partial(trial.loss, step))

@@ -12,6 +12,40 @@ from psgd_optim.affine.base import give, join, matrix_of, split
 from psgd_optim.affine.unrolled import OneMatrix, States, Unrolled
 
 
+def lstm_cell(x: Tensor, h: Tensor, states: States) -> States:
+    """Take one step of an LSTM, in operations that can be differentiated any number of times.
+
+    Args:
+        x: (B, 4H), the mapped input.
+        h: (B, 4H), the mapped hidden state.
+        states: Hidden and cell state, (B, H) each.
+
+    Returns:
+        The next ones.
+    """
+    i, f, g, o = (x + h).chunk(4, dim=1)
+    c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def gru_cell(x: Tensor, h: Tensor, states: States) -> States:
+    """Take one step of a GRU, in operations that can be differentiated any number of times.
+
+    Args:
+        x: (B, 3H), the mapped input.
+        h: (B, 3H), the mapped hidden state.
+        states: The hidden state, (B, H).
+
+    Returns:
+        The next one.
+    """
+    r_x, z_x, n_x = x.chunk(3, dim=1)
+    r_h, z_h, n_h = h.chunk(3, dim=1)
+    z = torch.sigmoid(z_x + z_h)
+    n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
+    return ((1 - z) * n + z * states[0],)
+
+
 @final
 class AffineRNN(OneMatrix):
     """A vanilla recurrent network: `h_t = tanh(weight [x_t; h_{t-1}; 1])`, or with a ReLU.
@@ -83,9 +117,7 @@ class AffineLSTM(OneMatrix):
         return output, (h, c)
 
     def _cell(self, x: Tensor, h: Tensor, states: States) -> States:
-        i, f, g, o = (x + h).chunk(4, dim=1)
-        c = torch.sigmoid(f) * states[1] + torch.sigmoid(i) * torch.tanh(g)
-        return torch.sigmoid(o) * torch.tanh(c), c
+        return lstm_cell(x, h, states)
 
     def plain(self) -> nn.LSTM:
         """Return the `nn.LSTM` with the same outputs, on parameters of its own."""
@@ -140,11 +172,7 @@ class AffineGRU(Unrolled):
             give(layer, matrix, **{f"weight_{kind}_{at}": weight, f"bias_{kind}_{at}": bias})
 
     def _cell(self, x: Tensor, h: Tensor, states: States) -> States:
-        r_x, z_x, n_x = x.chunk(3, dim=1)
-        r_h, z_h, n_h = h.chunk(3, dim=1)
-        z = torch.sigmoid(z_x + z_h)
-        n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
-        return ((1 - z) * n + z * states[0],)
+        return gru_cell(x, h, states)
 
     def plain(self) -> nn.GRU:
         """Return the `nn.GRU` with the same outputs, on parameters of its own."""

@@ -1,6 +1,7 @@
 """Checkpoint files: written whole or not at all, read without running any code in them."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,58 @@ def write_checkpoint(path: Path, kind: str, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     except OSError as error:
         # The message of a full disk names no file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power failure, where the system can."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def keep_copy(path: Path, step: int, count: int) -> None:
+    """Keep a checkpoint under the name of its step, and the newest of those.
+
+    Args:
+        path: The checkpoint, just written.
+        step: That it was written after.
+        count: How many to keep; 0 keeps none.
+    """
+    if not count:
+        return
+    copy = path.with_name(f"step-{step:09d}.pt")
+    partial = copy.with_name(copy.name + ".partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)  # costs no space, and `path` is replaced, never written to
+    except OSError:  # a file system without links
+        shutil.copyfile(path, partial)
+    partial.replace(copy)
+    for old in kept_copies(path.parent)[:-count]:
+        old.unlink()
+
+
+def kept_copies(folder: Path) -> list[Path]:
+    """Return the checkpoints that `keep_copy` has left in a folder, oldest first."""
+    return sorted(folder.glob("step-?????????.pt"))
+
+
+def drop_copies_after(folder: Path, step: int) -> None:
+    """Delete the kept checkpoints of later steps."""
+    for path in kept_copies(folder):
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:

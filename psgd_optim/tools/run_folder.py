@@ -4,13 +4,13 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
 
-from psgd_optim.tools.checkpoint import read_checkpoint
+from psgd_optim.tools.checkpoint import drop_copies_after, read_checkpoint, sync_folder
+from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.types import InputError
 
 if TYPE_CHECKING:
@@ -18,17 +18,32 @@ if TYPE_CHECKING:
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 LAST, BEST = "checkpoint/last.pt", "checkpoint/best.pt"
-RUN_CONTROL = ("run_dir", "resume", "overwrite", "device", "env_threads")
+RUN_CONTROL = (
+    "run_dir",
+    "resume",
+    "overwrite",
+    "device",
+    "env_threads",
+    "checkpoint_every",
+    "keep",
+)
 """Configuration fields that may differ between a run and its resumption."""
 
 
 def write_json(path: Path, value: object) -> None:
     """Write a value as indented JSON, whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,23 +94,6 @@ def first_difference(
         elif old != new:
             return f"{prefix}{key} = {old}, got {new}"
     return None
-
-
-def config_to_dict(config: "DataclassInstance") -> dict[str, Any]:
-    """Return a configuration as JSON values; a nested one with a `name` keeps it as a key.
-
-    Args:
-        config: A dataclass, possibly with dataclasses in its fields.
-
-    Returns:
-        The nested dict.
-    """
-    result = json.loads(json.dumps(asdict(config), default=str))
-    for key, value in vars(config).items():
-        name = getattr(type(value), "name", None)
-        if isinstance(name, str):
-            result[key] = {"name": name, **result[key]}
-    return dict(result)
 
 
 def _essential(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,8 +215,10 @@ class RunFolder:
         return self.path / BEST
 
     def rewind(self, step: int) -> None:
-        """Drop the summary and the metrics of later steps, before a run goes on from `step`."""
+        """Drop the summary and what is of later steps, before a run goes on from `step`."""
+        self.close()
         (self.path / SUMMARY).unlink(missing_ok=True)
+        drop_copies_after(self.last_checkpoint.parent, step)
         log = self.path / METRICS
         if log.exists():
             lines = log.read_text(encoding="utf-8").splitlines()
@@ -236,11 +236,19 @@ class RunFolder:
         Args:
             step: Steps done so far.
             values: Names as `group/name`, plain numbers.
+
+        Raises:
+            OSError: If the file cannot be written; it names the file.
         """
         if self._events is None:
             self._events = SummaryWriter(str(self.path))
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        path = self.path / METRICS
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            # The message of a full disk names no file.
+            raise OSError(error.errno, error.strerror, str(path)) from error
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 

@@ -1,6 +1,7 @@
 """The process around a run: device, seeds, interruption, elapsed time."""
 
 import contextlib
+import math
 import random
 import signal
 import threading
@@ -50,8 +51,19 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of the global generators that dropout draws from, (n,) uint8 each."""
-    state = {"cpu": torch.get_rng_state()}
+    """Return the state of the global generators of torch and of Python.
+
+    Args:
+        device: The run's device.
+
+    Returns:
+        By name: (n,) uint8 of torch, which dropout draws from, and (n,) float64 of Python.
+    """
+    version, words, normal = random.getstate()
+    # Exact: the words have 32 bits. Infinity stands for no normal number in store.
+    stored = math.inf if normal is None else normal
+    python = torch.tensor([version, *words, stored], dtype=torch.float64)
+    state = {"cpu": torch.get_rng_state(), "python": python}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
@@ -65,6 +77,10 @@ def set_random_state(device: torch.device, state: Mapping[str, Tensor]) -> None:
         state: What `random_state` returned; one of another kind of device sets the CPU's only.
     """
     torch.set_rng_state(state["cpu"])
+    if "python" in state:
+        version, *words, normal = state["python"].tolist()
+        stored = None if math.isinf(normal) else normal
+        random.setstate((int(version), tuple(map(int, words)), stored))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 

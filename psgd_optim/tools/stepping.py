@@ -13,6 +13,13 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "needs_closure", False))
 
 
+def differentiates_twice(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the next step differentiates the loss twice, which few fused kernels allow."""
+    source = getattr(getattr(optimizer, "criterion", None), "pairs", None)
+    is_exact = bool(getattr(source, "differentiates_twice", False))
+    return is_exact and bool(getattr(optimizer, "fits_next", True))
+
+
 def check_clipping(optimizer: torch.optim.Optimizer, max_norm: float, flag: str) -> None:
     """Refuse to clip a gradient that only the optimizer sees.
 
@@ -29,6 +36,34 @@ def check_clipping(optimizer: torch.optim.Optimizer, max_norm: float, flag: str)
             f"Got {flag} {max_norm} with an optimizer that differentiates the loss itself; give "
             f"{flag} 0 and set the optimizer's own clipping."
         )
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients, dense or sparse, down to a norm of all of them together.
+
+    Args:
+        parameters: On one device, with their gradients.
+        max_norm: The largest norm; 0 for no clipping.
+
+    Returns:
+        0-D, the norm before.
+    """
+    values = [_numbers(p) for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm(values)
+    if max_norm > 0 and values:
+        # As torch.nn.utils.clip_grad_norm_, which takes dense gradients alone.
+        torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _numbers(parameter: Tensor) -> Tensor:
+    """Return the numbers that a parameter's gradient is made of, a view."""
+    grad = parameter.grad
+    if grad is None or not grad.is_sparse:
+        return torch.empty(0) if grad is None else grad
+    parameter.grad = grad.coalesce()  # else a row may lie there in parts
+    return parameter.grad.values()
 
 
 def take_step(

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from psgd_lm.config import PRESETS, TrainConfig
+from psgd_lm.config import TrainConfig
 from psgd_lm.data import DataConfig
 from psgd_lm.gpt import GPT, GPTConfig
+from psgd_lm.language_model import LanguageModel
+from psgd_lm.models import build_model
+from psgd_lm.presets import PRESETS
+from psgd_lm.recurrent import LSTMConfig
 
 TEXT = "the quick brown fox jumps over the lazy dog\n" * 60
 
@@ -38,6 +42,22 @@ def tiny_config(tmp_path: Path, text_file: Path) -> TrainConfig:
 def tiny_model() -> GPT:
     torch.manual_seed(0)
     return GPT(GPTConfig(layers=2, heads=2, width=16, context=8), vocab_size=11).eval()
+
+
+@pytest.fixture
+def tiny_recurrent() -> LanguageModel:
+    torch.manual_seed(0)
+    config = LSTMConfig(
+        layers=2,
+        embedding=12,
+        hidden=16,
+        context=8,
+        tied=False,
+        sparse_embedding=True,
+        input_dropout=0.3,
+        weight_dropout=0.5,
+    )
+    return build_model(config, vocab_size=11).eval()
 
 
 @pytest.fixture

@@ -33,3 +33,9 @@ def test_every_window_can_be_drawn():
     tokens = torch.arange(8)  # three windows of 5 + 1
     starts = {int(s) for step in range(40) for s in batch(0, step, tokens)[0][:, 0]}
     assert starts == {0, 1, 2}
+
+
+def test_an_epoch_of_windows_has_as_many_tokens_as_the_text():
+    windows = Windows(InMemory(torch.arange(1001)), context=5, batch_size=4, seed=0)
+    assert [windows.steps_in(e) for e in (1, 2, 0.5, 0.001)] == [50, 100, 25, 1]
+    assert [step for step in range(151) if windows.is_whole(step)] == [0, 50, 100, 150]

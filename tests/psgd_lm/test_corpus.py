@@ -57,9 +57,9 @@ def test_file_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, r"Cannot read .*No such file.*--data\.path"),
+        (None, r"Cannot read .*No such file.*name a UTF-8 text file"),
         (b"", r"is empty; give --data\.path"),
-        (b"ab\xffc", r"not UTF-8: byte 0xff at offset 2; convert it"),
+        (b"ab\xffc", r"not UTF-8: byte 0xff in line 1, at byte offset 2; convert it"),
     ],
 )
 def test_unusable_file_is_refused(tmp_path, content, message):

@@ -1,22 +1,29 @@
-import json
 import math
 import zlib
-from dataclasses import replace
 
 import pytest
 import torch
 
-import psgd_lm.evaluate as evaluate_module
 from psgd_lm.data import zlib_bits_per_byte
-from psgd_lm.evaluate import evaluate, evaluate_run
+from psgd_lm.evaluate import Reading, evaluate, losses_in_chunks
 from psgd_lm.tokens import InMemory
-from psgd_lm.train import train
+from psgd_optim.types import InputError
 
 LENGTHS = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3])  # of the 11 tokens of the tiny model
 
 
 def tokens(count=203):
     return torch.randint(11, (count,), generator=torch.Generator().manual_seed(5)).to(torch.uint8)
+
+
+def losses_of_windows(model, text, window_of):
+    """Score every token on its own, given the tokens that `window_of` says are before it."""
+    losses = []
+    for at in range(1, len(text)):
+        with torch.no_grad():
+            logits = model(text[None, window_of(at) : at].long()).logits[0, -1].double()
+        losses.append(-logits.log_softmax(-1)[text[at].long()])
+    return torch.stack(losses)
 
 
 def losses_by_hand(model, text):
@@ -50,7 +57,8 @@ def test_every_token_but_the_first_counts_once(tiny_model):
 def test_result_does_not_depend_on_the_batch_size(tiny_model, count):
     text = InMemory(tokens(count))
     results = [
-        evaluate(tiny_model, text, LENGTHS, batch_tokens=size).loss for size in (1, 8, 24, 4096)
+        evaluate(tiny_model, text, LENGTHS, Reading(batch_tokens=size)).loss
+        for size in (1, 8, 24, 4096)
     ]
     assert results == pytest.approx([results[0]] * 4, rel=1e-6)
 
@@ -85,39 +93,104 @@ def test_zlib_floor_is_of_the_bytes():
     assert zlib_bits_per_byte(text) == 8 * len(zlib.compress(text.encode(), 9)) / 100
 
 
-@pytest.mark.parametrize("tokenizer", ["char", "byte"])
-def test_stored_run_evaluates_to_exactly_what_training_logged(tiny_config, tokenizer):
-    config = replace(tiny_config, data=replace(tiny_config.data, tokenizer=tokenizer))
-    summary = train(config).summary
-    figures = evaluate_run(config.run_dir)
-    assert figures["loss"] == summary["val_loss"]
-    assert figures["bits_per_byte"] == summary["bits_per_byte"]
-    assert figures["zlib_bits_per_byte"] == summary["zlib_bits_per_byte"]
-    assert figures["step"] == 20
-    best = evaluate_run(config.run_dir, best=True)
-    assert (best["loss"], best["step"]) == (summary["best_val_loss"], summary["best_step"])
+@pytest.mark.parametrize(("count", "stride"), [(203, 1), (203, 3), (50, 5), (9, 4), (6, 4)])
+def test_strided_windows_give_every_token_what_is_before_it(tiny_model, count, stride):
+    text = tokens(count)
+
+    def window_of(at):  # the first window is a whole context, the last one ends with the text
+        start = 0
+        while at > start + 8:
+            start = min(start + stride, count - 1 - 8)
+        return start
+
+    expected = losses_of_windows(tiny_model, text, window_of)
+    result = evaluate(tiny_model, InMemory(text), LENGTHS, Reading(stride=stride, batch_tokens=24))
+    assert result.tokens == count - 1
+    assert result.loss == pytest.approx(expected.mean().item(), rel=1e-6)
 
 
-def test_validation_text_is_what_is_evaluated(tiny_config, text_file):
-    # The last tenth is of other letters: a model of the first nine tenths does badly on it.
-    text_file.write_text("ab" * 900 + "cd" * 100)
-    summary = train(replace(tiny_config, steps=60, eval_every=60)).summary
-    lines = (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    last_train_loss = [r["train/loss"] for r in records if "train/loss" in r][-1]
-    assert summary["val_loss"] > last_train_loss + 0.3
+@pytest.mark.parametrize(("count", "streams"), [(203, 1), (203, 10), (14, 5), (4, 10), (2, 10)])
+@pytest.mark.parametrize("batch_tokens", [1, 30, 4096])
+def test_recurrent_model_carries_its_memory_through_every_stream(
+    tiny_recurrent, count, streams, batch_tokens
+):
+    text = tokens(count)
+    total, start = 0.0, 0
+    rows = min(streams, count - 1)
+    for row in range(rows):
+        size = (count - 1) // rows + (row >= rows - (count - 1) % rows)
+        part = text[start : start + size + 1].long()
+        with torch.no_grad():
+            logits = tiny_recurrent(part[None, :-1]).logits[0].double()
+        total -= logits.log_softmax(-1).gather(1, part[1:, None]).sum().item()
+        start += size
+    assert start == count - 1
+    reading = Reading(streams=streams, batch_tokens=batch_tokens)
+    result = evaluate(tiny_recurrent, InMemory(text), LENGTHS, reading)
+    assert result.tokens == count - 1
+    assert result.loss == pytest.approx(total / (count - 1), rel=1e-6)
 
 
-def test_a_run_is_evaluated_with_its_number_of_threads(tiny_config, monkeypatch):
-    train(tiny_config)
+def test_block_standard_error_is_that_of_the_means_of_blocks(tiny_model):
+    text = tokens(150)  # 149 losses: 12 blocks of 12, and 5 left over
+    losses = losses_by_hand(tiny_model, text)
+    expected = losses[:144].view(12, 12).mean(1).std().item() / 12**0.5
+    result = evaluate(tiny_model, InMemory(text), LENGTHS)
+    assert result.block_standard_error == pytest.approx(expected, rel=1e-5)
+
+
+def test_neighbours_that_go_together_show_in_the_block_standard_error_only(tiny_model):
+    # Stretches of 60 equal tokens: their losses hardly vary within a stretch.
+    text = tokens(60).repeat_interleave(60)
+    result = evaluate(tiny_model, InMemory(text), LENGTHS)
+    assert result.block_standard_error > 3 * result.standard_error
+
+
+def test_losses_in_chunks_are_the_losses(monkeypatch):
+    monkeypatch.setattr("psgd_lm.evaluate.LOSS_LOGITS", 40)
+    logits = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(1))
+    targets = tokens(15).long().view(3, 5)
+    expected = -logits.double().log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    torch.testing.assert_close(
+        losses_in_chunks(logits, targets).double(), expected, atol=1e-6, rtol=1e-6
+    )
+    # A loss in bfloat16 would move in steps of 1/64.
+    half = losses_in_chunks(logits.bfloat16(), targets)
+    assert half.dtype == torch.float32
+    exact = -logits.bfloat16().double().log_softmax(-1).gather(2, targets[..., None])[..., 0]
+    torch.testing.assert_close(half.double(), exact, atol=1e-6, rtol=1e-6)
+
+
+def test_a_large_vocabulary_goes_through_in_small_pieces(tiny_model, monkeypatch):
     seen = []
+    tiny_model.register_forward_hook(lambda *call: seen.append(call[2].logits.numel()))
+    monkeypatch.setattr("psgd_lm.evaluate.MOST_LOGITS", 2 * 8 * 11)
+    evaluate(tiny_model, InMemory(tokens()), LENGTHS)
+    assert max(seen) == 2 * 8 * 11
 
-    def counting(*args):
-        seen.append(torch.get_num_threads())
-        return evaluate(*args)
 
-    monkeypatch.setattr(evaluate_module, "evaluate", counting)
-    torch.set_num_threads(2)
-    evaluate_run(tiny_config.run_dir)
-    assert seen == [1]
-    assert torch.get_num_threads() == 2
+def test_autocast_moves_the_loss_a_little(tiny_model):
+    exact = evaluate(tiny_model, InMemory(tokens()), LENGTHS).loss
+    half = evaluate(tiny_model, InMemory(tokens()), LENGTHS, Reading(autocast=torch.bfloat16)).loss
+    assert half != exact
+    # bfloat16 has 8 bits: a product is wrong by up to 2^-8 of itself, and errors average out.
+    assert half == pytest.approx(exact, rel=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("reading", "message"),
+    [
+        ({"stride": 8}, "stride 8 with a context of 8; give --stride less than"),
+        ({"stride": -1}, "stride -1; give --stride 0 or more"),
+        ({"streams": 0}, "streams 0; give --streams 1 or more"),
+        ({"batch_tokens": 0}, "--batch-tokens 1 or more"),
+    ],
+)
+def test_impossible_reading_is_refused(tiny_model, reading, message):
+    with pytest.raises(InputError, match=message):
+        evaluate(tiny_model, InMemory(tokens()), LENGTHS, Reading(**reading))
+
+
+def test_strides_are_no_matter_of_recurrent_models(tiny_recurrent):
+    with pytest.raises(InputError, match="leave --stride away"):
+        evaluate(tiny_recurrent, InMemory(tokens()), LENGTHS, Reading(stride=2))

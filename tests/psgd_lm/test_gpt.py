@@ -82,7 +82,7 @@ def test_attention_equals_its_definition(tiny_model):
         )
         heads.append(scores.softmax(-1) @ v)
     expected = F.linear(torch.cat(heads, -1), attention.project.weight)
-    torch.testing.assert_close(attention(x), expected)
+    torch.testing.assert_close(attention(x)[0], expected)
 
 
 def test_dropout_acts_in_training_only():
@@ -107,3 +107,42 @@ def test_dropout_acts_in_training_only():
 def test_impossible_sizes_are_refused(sizes, message):
     with pytest.raises(InputError, match=message):
         GPTConfig(**sizes)
+
+
+PIECES = [[1] * 8, [5, 1, 1, 1], [1, 4, 3], [8], [3, 0, 5]]
+
+
+def with_memory(model, tokens, pieces):
+    """The logits of a text that is read in pieces, and the memory after it."""
+    memory, logits = model.empty_memory(len(tokens)), []
+    for piece in torch.split(tokens, pieces, dim=1):
+        output = model(piece, memory)
+        memory = output.memory
+        logits.append(output.logits)
+    return torch.cat(logits, dim=1), memory
+
+
+@pytest.mark.parametrize("pieces", PIECES, ids=str)
+@pytest.mark.parametrize(
+    # Sums of up to 16 products of unit size, in another order.
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-14), (torch.float32, 1e-6)],
+    ids=str,
+)
+def test_reading_in_pieces_gives_the_logits_of_the_whole(tiny_model, pieces, dtype, tolerance):
+    model = tiny_model.to(dtype)
+    tokens = torch.randint(11, (3, 8))
+    logits, memory = with_memory(model, tokens, pieces)
+    torch.testing.assert_close(logits, model(tokens).logits, rtol=0, atol=tolerance)
+    assert [part.shape for part in memory] == [(3, 2, 8, 8)] * 4
+
+
+def test_no_memory_is_returned_unless_one_was_given(tiny_model):
+    assert tiny_model(torch.zeros(1, 2, dtype=torch.int64)).memory is None
+
+
+def test_a_memory_beyond_the_context_is_refused(tiny_model):
+    tokens = torch.zeros(1, 5, dtype=torch.int64)
+    memory = tiny_model(tokens, tiny_model.empty_memory(1)).memory
+    with pytest.raises(ValueError, match="5 tokens after 5; the context holds 8: begin again"):
+        tiny_model(tokens, memory)

@@ -2,51 +2,39 @@ import json
 import os
 import random
 import signal
+import sys
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
+from tqdm import tqdm
 
-from psgd_lm import train as train_module
+from psgd_lm.averaging import AverageConfig
 from psgd_lm.batches import Windows
-from psgd_lm.config import PRESETS, TrainConfig
+from psgd_lm.data import DataConfig, load_data
+from psgd_lm.evaluate import evaluate
 from psgd_lm.gpt import GPT
+from psgd_lm.objective import Objective
+from psgd_lm.presets import PRESETS
+from psgd_lm.progress import Progress
+from psgd_lm.recurrent import LSTMConfig
+from psgd_lm.saved_run import load_run
+from psgd_lm.schedules import Cosine
+from psgd_lm.stepping import Stepper
 from psgd_lm.train import DivergedError, train
+from psgd_lm.trainee import make_batches
 from psgd_optim.config import OPTIMIZERS
-from psgd_optim.tools.checkpoint import read_checkpoint
+from psgd_optim.tools.run_folder import RunFolder
 from psgd_optim.types import InputError
-
-
-def checkpoint(config: TrainConfig, name: str = "last"):
-    return read_checkpoint(config.run_dir / "checkpoint" / f"{name}.pt", "psgd_lm")
-
-
-def metrics(config: TrainConfig):
-    """Read the log without what depends on the clock."""
-    records = map(json.loads, (config.run_dir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in r.items() if not k.startswith("time/")} for r in records]
-
-
-def assert_same_state(first, second):
-    """Compare models and optimizers bit for bit."""
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        if isinstance(value, dict):
-            assert_same_state(value, second[key])
-        elif isinstance(value, torch.Tensor):
-            assert torch.equal(value, second[key]), key
-        elif isinstance(value, list):
-            assert_same_state(dict(enumerate(value)), dict(enumerate(second[key])))
-        else:
-            assert value == second[key], key
-
-
-def assert_same_run(first: TrainConfig, second: TrainConfig):
-    one, other = checkpoint(first), checkpoint(second)
-    for part in ("model", "optimizer", "random"):
-        assert_same_state(one[part], other[part])
-    assert metrics(first) == metrics(second)
+from tests.psgd_lm.run_files import (
+    assert_same_run,
+    assert_same_state,
+    checkpoint,
+    die_after,
+    metrics,
+)
 
 
 @pytest.fixture
@@ -78,13 +66,15 @@ def test_summary_has_every_figure(tiny_config):
     assert len(summary["corpus"]["sha256"]) == 64
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_parameters_move_in_the_first_step_and_the_loss_falls(tiny_config, name):
     config = replace(tiny_config, optim=replace(OPTIMIZERS[name], lr=1e-2), eval_every=1)
     train(config)
     first, last = metrics(config)[0], metrics(config)[-1]
     assert last["validation/loss"] < first["validation/loss"] - 0.3
-    once = replace(config, steps=1, warmup=0, run_dir=config.run_dir.with_name("once"))
+    once = replace(
+        config, steps=1, schedule=Cosine(warmup=0), run_dir=config.run_dir.with_name("once")
+    )
     train(once)
     torch.manual_seed(config.seed)
     fresh = GPT(config.model, vocab_size=28).state_dict()
@@ -115,7 +105,7 @@ def test_same_seed_gives_the_same_run_and_another_does_not(tiny_config):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(long_config, name, number):
     config = replace(long_config, optim=OPTIMIZERS[name])
     whole = replace(config, run_dir=config.run_dir.with_name("whole"))
@@ -139,16 +129,16 @@ def test_interrupted_run_ends_bit_for_bit_like_an_uninterrupted_one(long_config,
 
 
 def test_interruption_is_recorded(long_config, monkeypatch):
-    original = train_module.take_step
+    original = Stepper.take
     steps = []
 
-    def signal_in_step_41(*arguments):
+    def signal_in_step_41(stepper, batch):
         steps.append(1)
         if len(steps) == 41:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(stepper, batch)
 
-    monkeypatch.setattr(train_module, "take_step", signal_in_step_41)
+    monkeypatch.setattr(Stepper, "take", signal_in_step_41)
     result = train(long_config)
     assert result.status == "interrupted"
     assert (result.summary["steps"], result.summary["val_step"]) == (41, 30)
@@ -158,17 +148,8 @@ def test_interruption_is_recorded(long_config, monkeypatch):
 def test_killed_run_goes_on_from_its_last_checkpoint(long_config, monkeypatch):
     whole = replace(long_config, run_dir=long_config.run_dir.with_name("whole"))
     train(whole)
-    original = train_module.take_step
-    steps = []
-
-    def die_in_step_53(*arguments):
-        steps.append(1)
-        if len(steps) == 53:
-            raise RuntimeError("killed")
-        return original(*arguments)
-
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(train_module, "take_step", die_in_step_53)
+        die_after(patch, 52)
         train(long_config)
     assert checkpoint(long_config)["progress"]["step"] == 30
     train(replace(long_config, resume=True))
@@ -177,18 +158,19 @@ def test_killed_run_goes_on_from_its_last_checkpoint(long_config, monkeypatch):
 
 def test_finished_run_is_not_run_again(tiny_config, monkeypatch):
     first = train(tiny_config)
-    monkeypatch.setattr(train_module, "take_step", None)
+    monkeypatch.setattr(Stepper, "take", None)
     again = train(replace(tiny_config, resume=True))
     assert again.summary == first.summary
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
 def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_config, name):
     optim = replace(OPTIMIZERS[name], lr=1e30)
-    config = replace(tiny_config, optim=optim, warmup=0, steps=40, log_every=1000, eval_every=15)
-    with pytest.raises(
-        DivergedError, match=r"loss of step 2 is not finite; .* step 0, is"
-    ) as error:
+    config = replace(
+        tiny_config, optim=optim, schedule=Cosine(warmup=0), steps=40, log_every=1000, eval_every=15
+    )
+    words = r"gradient of step 5 is not finite, after leaving out 2, 3, 4; .* step 0, is"
+    with pytest.raises(DivergedError, match=words) as error:
         train(config)
     assert "\n" not in str(error.value)
     assert json.loads((config.run_dir / "summary.json").read_text())["status"] == "diverged"
@@ -197,38 +179,79 @@ def test_divergence_names_the_step_and_keeps_the_last_good_checkpoint(tiny_confi
     assert all(value.isfinite().all() for value in kept["model"].values())
 
 
+def spoil(monkeypatch, bad, number=float("nan")):
+    """Make the gradient of some steps, by their inputs' number in the order of the data, bad."""
+    original = Objective.part
+
+    def part(objective, inputs, targets, memory, *, twice):
+        losses, penalty, left = original(objective, inputs, targets, memory, twice=twice)
+        is_bad = any(torch.equal(inputs, batch.inputs[: len(inputs)]) for batch in bad)
+        return losses * number if is_bad else losses, penalty, left
+
+    monkeypatch.setattr(Objective, "part", part)
+
+
+def batches_of(config):
+    data = load_data(config.data, config.model.context)
+    return make_batches(config, data.train, is_recurrent=False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["psgd", "adamw"])
+def test_a_bad_batch_is_left_out_and_nothing_of_it_stays(tiny_config, monkeypatch, name, number):
+    config = replace(tiny_config, optim=OPTIMIZERS[name])
+    bad = batches_of(config).at(12)
+    spoil(monkeypatch, [bad], number)
+    assert train(config).summary["steps_left_out"] == [13]
+
+    # The same run with a step that has no batch, and no roll-back.
+    clean = replace(config, run_dir=config.run_dir.with_name("clean"), rollbacks=0)
+    original = Progress.__init__
+    monkeypatch.setattr(
+        Progress, "__init__", lambda self, **fields: original(self, **{"skipped": [13], **fields})
+    )
+    train(clean)
+    assert_same_run(config, clean)
+    assert {"step": 13, "train/left_out": 1.0} in metrics(config)
+
+
+def test_a_run_that_is_killed_after_going_back_ends_the_same(long_config, monkeypatch):
+    spoil(monkeypatch, [batches_of(long_config).at(36), batches_of(long_config).at(70)])
+    whole = replace(long_config, run_dir=long_config.run_dir.with_name("whole"))
+    assert train(whole).summary["steps_left_out"] == [37, 71]
+    for steps in (20, 45, 60):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+            die_after(patch, steps)
+            train(replace(long_config, resume=steps > 20))
+    assert train(replace(long_config, resume=True)).summary["steps_left_out"] == [37, 71]
+    assert_same_run(long_config, whole)
+
+
 def test_bad_loss_in_the_middle_keeps_the_checkpoint_before_it(tiny_config, monkeypatch):
-    original = train_module.take_step
-    steps = []
-
-    def spoil_step_13(*arguments):
-        steps.append(1)
-        loss = original(*arguments)
-        return loss * torch.nan if len(steps) == 13 else loss
-
-    monkeypatch.setattr(train_module, "take_step", spoil_step_13)
-    with pytest.raises(DivergedError, match=r"loss of step 13 is not finite; .* of step 10"):
-        train(tiny_config)
-    assert checkpoint(tiny_config)["progress"]["step"] == 10
+    spoil(monkeypatch, [batches_of(tiny_config).at(12)])
+    config = replace(tiny_config, rollbacks=0)
+    with pytest.raises(DivergedError, match=r"gradient of step 13 is not finite; .* of step 10"):
+        train(config)
+    assert checkpoint(config)["progress"]["step"] == 10
 
 
 def test_parameters_that_are_not_finite_are_never_saved(tiny_config, monkeypatch):
-    original = train_module.take_step
+    original = Stepper.take
     steps = []
 
-    def spoil_step_7(optimizer, parameters, *rest):
+    def spoil_step_7(stepper, batch):
         steps.append(1)
-        parameters = list(parameters)
-        loss = original(optimizer, parameters, *rest)
+        taken = original(stepper, batch)
         if len(steps) == 7:
-            parameters[-1].data[0] = torch.inf
+            next(stepper.objective.model.parameters()).data[0] = torch.inf
             os.kill(os.getpid(), signal.SIGTERM)
-        return loss
+        return taken
 
-    monkeypatch.setattr(train_module, "take_step", spoil_step_7)
-    with pytest.raises(DivergedError, match=r"parameter after step 7 is not finite; .* of step 0"):
-        train(tiny_config)
-    assert checkpoint(tiny_config)["progress"]["step"] == 0
+    monkeypatch.setattr(Stepper, "take", spoil_step_7)
+    config = replace(tiny_config, rollbacks=0)
+    with pytest.raises(DivergedError, match=r"parameter of step 7 is not finite; .* of step 0"):
+        train(config)
+    assert checkpoint(config)["progress"]["step"] == 0
 
 
 @pytest.mark.parametrize(
@@ -275,3 +298,141 @@ def test_truncated_checkpoint_is_not_resumed(tiny_config):
     with pytest.raises(InputError, match="damaged or truncated"):
         train(replace(tiny_config, resume=True))
     assert metrics(tiny_config) == before
+
+
+def test_a_run_that_never_steps_is_no_run(tiny_config):
+    config = replace(tiny_config, optim=replace(tiny_config.optim, lr=1e-30))
+    with pytest.raises(InputError, match=r"No parameter has changed in the first 10 steps .*1e-30"):
+        train(config)
+
+
+def test_the_log_tells_speed_and_where_the_time_goes(tiny_config):
+    summary = train(tiny_config).summary
+    lines = (tiny_config.run_dir / "metrics.jsonl").read_text().splitlines()
+    logged = [r for r in map(json.loads, lines) if "train/loss" in r]
+    assert [r["step"] for r in logged] == [5, 10, 15, 20]
+    for name in ("time/tokens_per_second", "time/mfu", "time/forward", "time/backward"):
+        assert all(r[name] > 0 for r in logged), name
+    assert all(r["optim/skipped"] == 0 for r in logged)
+    assert all(r["train/gradient_norm"] > 0 for r in logged)
+    assert summary["tokens"] == 20 * 4 * 16
+    assert summary["seconds_per_step"].keys() == {"forward", "backward", "optimizer_fit"}
+    assert "measured" in summary["peak"]["source"]
+
+
+def test_the_bar_can_be_drawn(tiny_config, monkeypatch, capsys):
+    monkeypatch.setattr("psgd_lm.train.tqdm", partial(tqdm, file=sys.stderr, mininterval=0))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(tiny_config)
+    assert "tok_s=" in capsys.readouterr().err
+
+
+@pytest.fixture
+def parts(tmp_path, text_file):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    text = text_file.read_text()
+    for name, piece in (("train", text), ("valid", text[:500]), ("test", text[300:700])):
+        (folder / f"{name}.txt").write_text(piece)
+    return DataConfig(path=str(folder))
+
+
+def test_the_model_is_chosen_on_validation_and_reported_on_test(tiny_config, parts):
+    # A learning rate that grows: the best evaluation is not the last one.
+    config = replace(
+        tiny_config,
+        data=parts,
+        optim=OPTIMIZERS["sgd"],
+        steps=24,
+        schedule=Cosine(warmup=23),
+        eval_every=4,
+    )
+    config = replace(config, optim=replace(config.optim, lr=20.0))
+    summary = train(config).summary
+    assert 0 < summary["best_step"] < 24
+    assert summary["test_step"] == summary["best_step"]
+    best = load_run(config.run_dir, best=True, device="cpu")
+    data = best.load_data()
+    expected = evaluate(best.model, data.test, data.tokenizer.byte_lengths())
+    assert summary["test_loss"] == expected.loss
+    assert summary["test_loss"] != summary["best_val_loss"]
+
+
+def test_a_text_without_a_test_part_has_no_test_figures(tiny_config):
+    assert not [name for name in train(tiny_config).summary if name.startswith("test")]
+
+
+def test_an_average_of_weights_is_what_is_evaluated_and_read_back(tiny_config):
+    average = AverageConfig(start="fraction", fraction=0.5)
+    config = replace(tiny_config, average=average)
+    summary = train(config).summary
+    plain = train(replace(tiny_config, run_dir=tiny_config.run_dir.with_name("plain"))).summary
+    assert summary["val_loss"] != plain["val_loss"]
+    run = load_run(config.run_dir, device="cpu")
+    data = run.load_data()
+    found = evaluate(run.model, data.validation, data.tokenizer.byte_lengths())
+    assert found.loss == summary["val_loss"]
+    other = config.run_dir.with_name("plain")
+    # Training itself goes on from the weights.
+    assert_same_state(
+        checkpoint(config)["model"], checkpoint(replace(config, run_dir=other))["model"]
+    )
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_full_disk_leaves_the_checkpoint_and_the_way_on(long_config, monkeypatch, name):
+    whole = replace(long_config, run_dir=long_config.run_dir.with_name("whole"))
+    train(whole)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        die_after(patch, 52)
+        train(long_config)
+    folder = long_config.run_dir / "checkpoint"
+    before = (folder / "last.pt").read_bytes()
+    (folder / f"{name}.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as error:
+        train(replace(long_config, resume=True))
+    assert error.value.filename == str(folder / f"{name}.pt")
+    assert (folder / "last.pt").read_bytes() == before
+    train(replace(long_config, resume=True))
+    assert_same_run(long_config, whole)
+
+
+def test_a_full_disk_is_told_by_the_log_too(tiny_config, monkeypatch):
+    log = tiny_config.run_dir / "metrics.jsonl"
+    tiny_config.run_dir.mkdir()
+    original = RunFolder.log
+
+    def full(folder, step, values):
+        log.unlink(missing_ok=True)
+        log.symlink_to("/dev/full")
+        original(folder, step, values)
+
+    monkeypatch.setattr(RunFolder, "log", full)
+    with pytest.raises(OSError, match="No space") as error:
+        train(tiny_config)
+    assert error.value.filename == str(log)
+
+
+def test_evaluations_can_come_after_every_epoch(tiny_config):
+    # 2376 tokens in 2 streams of 1187; 75 steps of 16, the last of 3.
+    model = LSTMConfig(layers=1, embedding=8, hidden=8, context=16)
+    config = replace(
+        tiny_config, model=model, batch_size=2, steps=0, epochs=2, eval_every=0, log_every=50
+    )
+    summary = train(config).summary
+    assert summary["steps"] == 150
+    assert [step for step, _ in checkpoint(config)["progress"]["history"]] == [0, 75, 150]
+    assert summary["tokens"] == 2 * 2 * 1187
+
+
+@pytest.mark.slow
+# torch's own, while it compiles.
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["psgd", "newton"])
+def test_a_compiled_model_trains_like_the_model(tiny_config, name):
+    optim = OPTIMIZERS[name]
+    config = replace(tiny_config, optim=optim, steps=6, eval_every=3)
+    config = replace(config, grad_clip=0.0 if name == "newton" else 1.0)
+    compiled = replace(config, compile=True, run_dir=config.run_dir.with_name("compiled"))
+    found = [train(each).summary["val_loss"] for each in (config, compiled)]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # six steps of float32

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from psgd_optim.config import AdamWConfig, KronConfig, build
+from psgd_optim.config import AdamWConfig, PSGDConfig, build
 from psgd_rl.actor_critic import Actor, Critic
 from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
@@ -79,7 +79,7 @@ def test_ratio_starts_at_one():
     assert figures["losses/policy_loss"] == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", [AdamWConfig, KronConfig])
+@pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig])
 def test_update_makes_good_actions_likelier(kind):
     parts = Parts(kind=kind, lr=3e-3, epochs=10, minibatches=2, gae_lambda=0.0)
     rollout = make_rollout()
@@ -155,7 +155,7 @@ def test_networks_clip_their_gradients_separately():
     assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", [AdamWConfig, KronConfig])
+@pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig])
 def test_restored_updater_continues_bit_for_bit(kind, tmp_path):
     one, two = Parts(kind=kind, epochs=2), Parts(kind=kind, epochs=2)
     one.updater.update(make_rollout(0))

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from psgd_optim.config import AdamWConfig, KronConfig, OptimizerConfig
+from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
 from psgd_optim.tools.checkpoint import write_checkpoint
+from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.tools.run_folder import (
     LAST,
     RunFolder,
-    config_to_dict,
     read_json,
     read_run,
     write_json,
@@ -21,7 +21,7 @@ from psgd_optim.types import InputError
 @dataclass(frozen=True, kw_only=True)
 class Config:
     steps: int = 3
-    optim: OptimizerConfig = field(default_factory=KronConfig)
+    optim: OptimizerConfig = field(default_factory=PSGDConfig)
     run_dir: Path = Path("runs/x")
     device: str = "auto"
 

@@ -10,8 +10,10 @@ from psgd_optim.tools.runtime import (
     Interrupt,
     Stopwatch,
     check_threads,
+    random_state,
     resolve_device,
     seed_everything,
+    set_random_state,
     torch_threads,
 )
 from psgd_optim.types import InputError
@@ -35,6 +37,21 @@ def test_seeding_repeats_the_global_generators() -> None:
         seed_everything(5)
         draws.append((random.random(), float(torch.rand(()))))
     assert draws[0] == draws[1]
+
+
+@pytest.mark.parametrize("normals", [0, 1])  # Python draws normal numbers in pairs
+def test_generators_go_on_where_they_were(normals: int) -> None:
+    def draw() -> list[float]:
+        return [random.gauss(0, 1), random.random(), float(torch.rand(()))]
+
+    device = torch.device("cpu")
+    seed_everything(3)
+    for _ in range(normals):
+        random.gauss(0, 1)
+    state = random_state(device)
+    first = draw()
+    set_random_state(device, state)
+    assert draw() == first
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

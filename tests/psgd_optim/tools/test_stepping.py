@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from psgd_optim.tools.stepping import check_clipping, needs_closure, take_step
+from psgd_optim.tools.stepping import check_clipping, clip_gradients, needs_closure, take_step
 from psgd_optim.types import InputError
 
 
@@ -49,3 +49,32 @@ def test_clipping_what_only_the_optimizer_sees_is_refused():
         check_clipping(ClosureSGD(parameters), 1.0, "--grad-clip")
     check_clipping(ClosureSGD(parameters), 0.0, "--grad-clip")
     check_clipping(torch.optim.SGD(parameters), 1.0, "--grad-clip")
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 100.0])
+def test_clipping_is_torchs_and_returns_the_norm(max_norm):
+    torch.manual_seed(0)
+    mine = nn.Linear(4, 3)
+    theirs = nn.Linear(4, 3)
+    theirs.load_state_dict(mine.state_dict())
+    for model in (mine, theirs):
+        model(torch.ones(2, 4)).square().sum().backward()
+    norm = clip_gradients(mine.parameters(), max_norm)
+    limit = max_norm or float("inf")
+    expected = nn.utils.clip_grad_norm_(theirs.parameters(), limit)
+    assert torch.equal(norm, expected)
+    for p, q in zip(mine.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
+
+
+def test_sparse_gradients_are_clipped_like_dense_ones():
+    words = torch.tensor([1, 1, 4])
+    models = [nn.Embedding(5, 3, sparse=sparse) for sparse in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    norms = []
+    for model in models:
+        model(words).square().sum().backward()
+        norms.append(clip_gradients(model.parameters(), 0.5))
+    torch.testing.assert_close(norms[0], norms[1])  # sums in another order
+    torch.testing.assert_close(models[0].weight.grad.to_dense(), models[1].weight.grad)
+    assert models[1].weight.grad.norm() == pytest.approx(0.5, rel=1e-5)
