@@ -23,6 +23,14 @@ def main(args: Sequence[str]) -> None:
         f"perplexity {summary['perplexity']:.3f}, {summary['bits_per_byte']:.4f} bits/byte; "
         f"zlib -9: {summary['zlib_bits_per_byte']:.4f} bits/byte"
     )
+    if "test_loss" in summary:
+        print(
+            f"test loss of the best checkpoint (step {summary['test_step']}) "
+            f"{summary['test_loss']:.4f} nats/token, perplexity {summary['test_perplexity']:.3f}, "
+            f"{summary['test_bits_per_byte']:.4f} bits/byte"
+        )
+    if summary["steps_left_out"]:
+        print(f"steps left out as not finite: {', '.join(map(str, summary['steps_left_out']))}")
     print(f"run folder: {result.run_dir}")
     if result.status == "interrupted":
         print(again("train_lm.py", args))

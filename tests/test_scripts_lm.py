@@ -76,6 +76,16 @@ def test_evaluation_takes_a_part_a_stride_and_a_file(call, trained):
     assert "(dynamic evaluation)" in out
 
 
+def test_training_reports_the_best_checkpoint_on_the_test_part(call, tmp_path):
+    text = "the quick brown fox jumps over the lazy dog\n"
+    for part, times in (("train", 40), ("valid", 8), ("test", 4)):
+        (tmp_path / f"{part}.txt").write_text(text * times)
+    code, out, err = call(train_lm, f"smoke --data.path {tmp_path} --run-dir runs/parts")
+    assert (code, err) == (OK, "")
+    summary = json.loads(Path("runs/parts/summary.json").read_text())
+    assert f"(step {summary['best_step']}) {summary['test_loss']:.4f} nats/token" in out
+
+
 def test_interrupted_training_says_how_to_go_on(call, monkeypatch):
     build = trainee.build_optimizer
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from psgd_optim.config import AdamWConfig, OptimizerConfig, PSGDConfig
-from psgd_optim.tools.checkpoint import write_checkpoint
+from psgd_optim.tools.checkpoint import keep_copy, kept_copies, write_checkpoint
 from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.tools.run_folder import (
     LAST,
@@ -90,6 +90,16 @@ def test_rewinding_drops_what_an_interrupted_run_logged_too_much(tmp_path: Path)
         folder.rewind(3)
         folder.log(4, {"x": 40.0})
     assert [(row["step"], row["x"]) for row in lines(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
+
+
+def test_rewinding_drops_checkpoints_of_steps_that_are_still_to_come(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run", "app", Config()) as folder:
+        for step in (2, 3, 4):
+            write_checkpoint(folder.last_checkpoint, "app", {"step": step})
+            keep_copy(folder.last_checkpoint, step, 5)
+        folder.rewind(3)
+        kept = kept_copies(folder.last_checkpoint.parent)
+    assert [path.name for path in kept] == ["step-000000002.pt", "step-000000003.pt"]
 
 
 def test_a_folder_of_another_kind_is_neither_resumed_nor_deleted(tmp_path: Path) -> None:
