@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
@@ -189,4 +189,9 @@ def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 of a tokenizer's JSON, in hexadecimal."""
-    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
+    return saved_sha256(tokenizer.to_dict())
+
+
+def saved_sha256(saved: Mapping[str, Any]) -> str:
+    """Return the same of what its `to_dict` returned, whether it is a tokenizer or not."""
+    return hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()
