@@ -51,8 +51,16 @@ class Tokenizer(Protocol):
             of the whole text; 0 if none is known.
         """
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Yield the text of a run of tokens as soon as each piece of it is complete."""
+    def stream(self, tokens: Iterable[int], after: str = "") -> Iterator[str]:
+        """Yield the text of a run of tokens as soon as each piece of it is complete.
+
+        Args:
+            tokens: The run.
+            after: The text that it goes on from, which is not repeated.
+
+        Yields:
+            Pieces.
+        """
 
     def byte_lengths(self) -> Tensor:
         """Return how many UTF-8 bytes each token stands for, (vocab_size,) int64."""
