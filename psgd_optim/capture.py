@@ -85,6 +85,7 @@ class CudaRecorder:
         mode = "thread_local"
         with (
             torch.cuda.device(device),
+            torch.cuda.stream(current),  # again, as a capture that fails leaves its own
             torch.cuda.graph(graph, pool=pool, stream=bench.stream, capture_error_mode=mode),
         ):
             left = step()

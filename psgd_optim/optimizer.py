@@ -79,7 +79,8 @@ class PSGD(torch.optim.Optimizer):
             such situation, on one device, and all fits or none in the step (not `spread`): bit for
             bit an eager step with `lr` as a tensor of double precision. The gradients and the
             random numbers of a fit are copied to places of their own, which `max_memory` does not
-            count. For forms without matrix decompositions, whose solvers wait for the device.
+            count. For forms without matrix decompositions, whose solvers wait for the device. Not
+            for captures of your own, as `capturable` of torch's optimizers is.
 
     Raises:
         TypeError: If a part is not of its type.

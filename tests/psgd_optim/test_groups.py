@@ -112,5 +112,5 @@ def test_clips_that_may_change_are_refused_in_a_graph(graph: str) -> None:
     params = [torch.ones(2, requires_grad=True)]
     PSGD(params, clip=(Mine(),))
     settings: dict[str, Any] = {graph: True}
-    with pytest.raises(TypeError, match="no hash.* make it a frozen dataclass"):
+    with pytest.raises(TypeError, match=r"no hash.* make it a frozen dataclass"):
         PSGD(params, clip=(Mine(),), **settings)
