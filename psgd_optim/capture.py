@@ -5,8 +5,9 @@ from step to step is copied to a fixed place first: gradients, random numbers, r
 operators `P` when something else than a replay has changed them.
 """
 
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -44,10 +45,12 @@ Record = Callable[[Step, torch.device], Recording]
 
 @final
 class CudaRecorder:
-    """Records steps as CUDA graphs; all share one pool of memory, as they never run at once."""
+    """Records steps as CUDA graphs; those of a device share memory, as they never run at once."""
 
     def __init__(self) -> None:
-        self._pool: Any = None  # torch's handle, a private type
+        # A stream keeps workspaces, of some 32 MiB: one for steps, and one for recordings.
+        self._sides: dict[torch.device, torch.cuda.Stream] = {}
+        self._benches: dict[torch.device, _Bench] = {}
 
     def __call__(self, step: Step, device: torch.device) -> Recording:
         """Take a step on a side stream, where it sets up what it needs, and record another one.
@@ -59,7 +62,9 @@ class CudaRecorder:
         Returns:
             The recording, for the current stream.
         """
-        side, own = torch.cuda.Stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if device not in self._sides:
+            self._sides[device] = _stream(device)
+        side = self._sides[device]
         current = torch.cuda.current_stream(device)
         side.wait_stream(current)
         with torch.cuda.stream(side):
@@ -70,15 +75,38 @@ class CudaRecorder:
                 if x is not None:
                     x.record_stream(current)
         graph = torch.cuda.CUDAGraph()
+        bench = self._benches.get(device)
+        # Memory that no graph is left to use cannot be taken up again.
+        alive = None if bench is None else next(iter(bench.graphs), None)
+        if bench is None or alive is None:
+            bench = self._benches[device] = _Bench(_stream(device), weakref.WeakSet())
+        pool = None if alive is None else alive.pool()
         # Other threads, such as those that load data, may go on using the device.
         mode = "thread_local"
         with (
             torch.cuda.device(device),
-            torch.cuda.graph(graph, pool=self._pool, stream=own, capture_error_mode=mode),
+            torch.cuda.stream(current),  # again, as a capture that fails leaves its own
+            torch.cuda.graph(graph, pool=pool, stream=bench.stream, capture_error_mode=mode),
         ):
             left = step()
-        self._pool = graph.pool()
+        bench.graphs.add(graph)
         return Recording(first, left, graph.replay)
+
+
+class _Bench(NamedTuple):
+    """Where graphs that share memory are recorded.
+
+    Attributes:
+        stream: The stream, the same for all, as torch asks for.
+        graphs: Those that are in use.
+    """
+
+    stream: torch.cuda.Stream
+    graphs: "weakref.WeakSet[torch.cuda.CUDAGraph]"
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 class _Buffers:
@@ -140,7 +168,7 @@ class Captured(WholeRunner):
     The set changes with the gate, which makes two recordings, and with the blocks that have
     gradients. It is recorded again when a parameter has moved in memory, or its operator is made of
     other products. Eager are steps in which some blocks fit and others do not, or are in a special
-    situation, or that come after many other sets.
+    situation, or on several devices, or that come after many other sets.
 
     Copies and pickles start without recordings, and record again.
 
@@ -204,18 +232,13 @@ class Captured(WholeRunner):
         numbers = number_tensor(rates, ensemble.device)
         addresses = _addresses(ensemble)
         if slot.recording is None or slot.addresses != addresses:
-            slot.numbers = numbers
-            slot.addresses = addresses
-            slot.recording = self._recorded(ensemble, buffers, operators, numbers)
-            left = slot.recording.first
-        else:
-            slot.numbers.copy_(numbers)
-            slot.recording.replay()
-            left = slot.recording.left
-        return [
-            one if one.operator is None else one._replace(operator=held)
-            for one, held in zip(left, operators, strict=True)
-        ]
+            # Together, or not at all: what is recorded may not fit into memory.
+            recording = self._recorded(ensemble, buffers, operators, numbers)
+            slot.recording, slot.addresses, slot.numbers = recording, addresses, numbers
+            return recording.first
+        slot.numbers.copy_(numbers)
+        slot.recording.replay()
+        return slot.recording.left
 
     def _loaded(self, ensemble: Ensemble, draws: Sequence[Draw]) -> list[_Buffers]:
         """Return the fixed places of all blocks, with this step's gradients and random numbers."""
@@ -258,10 +281,15 @@ class Captured(WholeRunner):
 
         def step() -> list[Left]:
             left = step_whole(roles, clips, views, inputs, numbers, stacks)
-            for one, held in zip(left, operators, strict=True):
-                for name, x in (one.operator or {}).items():
+            for i, held in enumerate(operators):
+                made = left[i].operator
+                if made is None:
+                    continue
+                for name, x in made.items():
                     if held[name] is not x:
                         held[name].copy_(x)
+                # A recording keeps what it leaves: not these products a second time.
+                left[i] = left[i]._replace(operator=held)
             return left
 
         try:

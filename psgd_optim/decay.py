@@ -159,11 +159,12 @@ def _is_on(rate: float | Tensor) -> bool:
 
 def _shrink_(params: list[Tensor], factor: float | Tensor) -> None:
     """Multiply parameters by a number."""
-    if isinstance(factor, Tensor) and is_half(params[0].dtype):
-        # The tensor would be rounded first, which a number is not.
+    like = params[0]
+    if is_half(like.dtype) and (isinstance(factor, Tensor) or like.device.type == "cpu"):
+        # The factor would be rounded first, to 0.9961 instead of 0.998.
         torch._foreach_copy_(params, [lift(p).mul_(factor) for p in params])
     else:
-        torch._foreach_mul_(params, _alike(factor, params[0]))
+        torch._foreach_mul_(params, _alike(factor, like))
 
 
 def _alike(factor: float | Tensor, like: Tensor) -> float | Tensor:

@@ -4,7 +4,7 @@ Objects would make a state_dict unreadable for `torch.load(weights_only=True)`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,7 @@ def check_arguments(
     expect("PSGD", "criterion", criterion, Criterion, "one such as MomentumWhitening()")
     expect("PSGD", "fitting", fitting, Fitting, "Fitting(...)")
     if clip is not None:
-        example = "a sequence of clips such as (ClipRMS(1.1), ClipElement(10.0))"
-        expect("PSGD", "clip", clip, Sequence, example)
-        for one in clip if isinstance(clip, Sequence) else ():
-            expect("PSGD", "a clip", one, Clip, "one such as ClipRMS(1.1)")
+        _check_clips(clip, in_graph=compiles or captures)
     if not isinstance(criterion, Criterion) or not isinstance(fitting, Fitting):
         return
     if fitting.overlap and (compiles or captures):
@@ -91,6 +88,19 @@ def check_arguments(
             f"PSGD got {type(source).__name__}, which has no pair in the first step, with "
             "init_scale = None; give Fitting(init_scale=...)."
         )
+
+
+def _check_clips(clip: object, *, in_graph: bool) -> None:
+    """Refuse what are no clips, and for a graph, which keeps them, clips that may change."""
+    example = "a sequence of clips such as (ClipRMS(1.1), ClipElement(10.0))"
+    expect("PSGD", "clip", clip, Sequence, example)
+    for one in clip if isinstance(clip, Sequence) else ():
+        expect("PSGD", "a clip", one, Clip, "one such as ClipRMS(1.1)")
+        if in_graph and not isinstance(one, Hashable):
+            raise TypeError(
+                f"PSGD got the clip {one}, which has no hash, with compile=True or "
+                "capturable=True, whose graphs keep it as it is; make it a frozen dataclass."
+            )
 
 
 def take_apart(settings: Mapping[str, Any]) -> tuple[dict[str, Any], GroupParts]:

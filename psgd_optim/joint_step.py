@@ -185,7 +185,9 @@ def _step_as_one(
 
 
 def _lr_and_decay(member: Member) -> tuple[float | Tensor, float]:
-    return member.settings["lr"], member.settings["weight_decay"]
+    lr = member.settings["lr"]
+    # Lists of tensors take a factor without axes alone.
+    return lr.reshape(()) if isinstance(lr, Tensor) else lr, member.settings["weight_decay"]
 
 
 def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:

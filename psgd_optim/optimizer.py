@@ -74,11 +74,13 @@ class PSGD(torch.optim.Optimizer):
             steps without a fit; equal but for rounding. Not compiled are the first steps, until
             all parameters of a shape have had a gradient; steps in which some of them have none;
             sparse gradients; criteria that need pairs. Clips and decays of your own have to take
-            rates as tensors. Not part of the saved state.
-        capturable: Record such a step as a CUDA graph where `compile` would compile it, and replay
-            it: bit for bit an eager step with `lr` as a tensor. The gradients and the random
-            numbers of a fit are copied to places of their own. For forms without matrix
-            decompositions, whose solvers wait for the device.
+            rates as tensors, and to stay as they are. Not part of the saved state.
+        capturable: Record a step as a CUDA graph, and replay it, where all parameters are in no
+            such situation, on one device, and all fits or none in the step (not `spread`): bit for
+            bit an eager step with `lr` as a tensor of double precision. The gradients and the
+            random numbers of a fit are copied to places of their own, which `max_memory` does not
+            count. For forms without matrix decompositions, whose solvers wait for the device. Not
+            for captures of your own, as `capturable` of torch's optimizers is.
 
     Raises:
         TypeError: If a part is not of its type.

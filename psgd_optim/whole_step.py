@@ -204,9 +204,10 @@ def number_tensor(rates: Sequence[Rates], device: torch.device) -> Tensor:
     # A tensor on the CPU is there to be read.
     plain = [[0.0 if _is_elsewhere(x) else float(x) for x in row] for row in rates]
     numbers = torch.tensor(plain, dtype=torch.float64).to(device, non_blocking=True)
-    for own, (*_, lr, _) in zip(numbers, rates, strict=True):
-        if isinstance(lr, Tensor) and _is_elsewhere(lr):
-            own[2].copy_(lr.detach().reshape(()))
+    for own, row in zip(numbers, rates, strict=True):
+        for place, x in enumerate(row):
+            if isinstance(x, Tensor) and _is_elsewhere(x):
+                own[place].copy_(x.detach().reshape(()))
     return numbers
 
 

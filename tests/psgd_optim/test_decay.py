@@ -55,10 +55,13 @@ def test_numbers_may_be_tensors(decay: Decay, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found[1], found[0], rtol=eps, atol=1e-7 if eps < 1e-6 else 1e-5)
 
 
-def test_a_decay_that_is_a_tensor_is_not_rounded_to_half_precision() -> None:
+@pytest.mark.parametrize("as_tensors", [False, True])
+def test_a_decay_is_not_rounded_to_half_precision(as_tensors: bool) -> None:
     before = torch.linspace(-8, 8, 64).bfloat16()
     p = before.clone()
-    lr, rate = (torch.tensor(x, dtype=torch.float64) for x in (0.1, 0.03))
+    lr, rate = 0.1, 0.03
+    if as_tensors:
+        lr, rate = (torch.tensor(x, dtype=torch.float64) for x in (lr, rate))
     Decoupled().take_step(Stacked([p]), torch.zeros(1, 64), lr, rate, {})
     assert torch.equal(p, (before.double() * (1 - 0.1 * 0.03)).bfloat16())
 

@@ -1,5 +1,7 @@
 """Groups: torch sees numbers, the optimizer keeps the objects."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -7,12 +9,14 @@ import torch
 
 from psgd_optim import PSGD, Diagonal, Fitting, Kron
 from psgd_optim.averages import Nesterov
+from psgd_optim.clipping import Clip
 from psgd_optim.criteria import GradientWhitening, Newton, UnbiasedFisher
 from psgd_optim.curvature import GradientDifference
 from psgd_optim.decay import Cautious, Decoupled, Hyperball
 from psgd_optim.groups import allocate_group, check_group, take_apart, told_names
 from psgd_optim.schedules import Adaptive
 from psgd_optim.scope import Joint, PerTensor
+from psgd_optim.updates import Update
 
 
 def group(**settings: Any) -> dict[str, Any]:
@@ -95,3 +99,18 @@ def test_parameters_are_told_by_name_or_number() -> None:
     assert list(told_names(groups).values()) == [
         "parameter layer.weight", "parameter 1", "parameter 2",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("graph", ["compile", "capturable"])
+def test_clips_that_may_change_are_refused_in_a_graph(graph: str) -> None:
+    @dataclass
+    class Mine(Clip):
+        limit: float = 1.0
+
+        def clip_(self, updates: Sequence[Update]) -> None: ...
+
+    params = [torch.ones(2, requires_grad=True)]
+    PSGD(params, clip=(Mine(),))
+    settings: dict[str, Any] = {graph: True}
+    with pytest.raises(TypeError, match=r"no hash.* make it a frozen dataclass"):
+        PSGD(params, clip=(Mine(),), **settings)

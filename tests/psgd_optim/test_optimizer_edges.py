@@ -26,7 +26,7 @@ from psgd_optim import (
     TouchedRows,
 )
 from psgd_optim.axis_plan import AxisPlan
-from psgd_optim.decay import Cautious
+from psgd_optim.decay import Cautious, Hyperball
 from psgd_optim.factors.matrix import TRIANGULAR
 from psgd_optim.forms.low_rank import Order
 from psgd_optim.geometry import EQ, QUAD4P
@@ -278,3 +278,16 @@ def test_the_step_size_and_clip_follow_the_criterion() -> None:
     newton = PSGD(parameters(), criterion=Newton())
     assert newton.param_groups[0]["lr"] == 0.1
     assert newton.clip == Newton.default_clip
+
+
+@pytest.mark.parametrize("decay", [0.1, Cautious(0.1), Hyperball()])
+def test_an_lr_of_one_element_is_a_number(decay: Any) -> None:
+    found = []
+    for lr in (torch.tensor(0.1), torch.tensor([0.1])):
+        p = torch.linspace(-1, 2, 6).view(3, 2).requires_grad_()
+        optimizer = PSGD([p], lr, weight_decay=decay)
+        for _ in range(2):
+            p.grad = torch.ones_like(p)
+            optimizer.step()
+        found.append(p.detach())
+    assert torch.equal(*found)
