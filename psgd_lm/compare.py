@@ -20,8 +20,10 @@ from psgd_lm.train import DivergedError, train
 from psgd_optim.tools.run_folder import LAST, METRICS, SUMMARY, RunFolder, read_json, write_json
 from psgd_optim.tools.runtime import Interrupt, resolve_device
 from psgd_optim.tools.workers import log_path, run_jobs
+from psgd_optim.types import InputError
 
 TABLE, PICTURE, FIGURES, LOGS = "comparison.md", "curves.png", "comparison.json", "logs"
+KILLED = "it was killed"
 ENDED = ("finished", "diverged")
 """What a run's summary says of a run that needs no more training."""
 
@@ -131,7 +133,9 @@ def _read_member(name: str, run: Run, run_dir: Path) -> Member:
         )
         said = [line for line in lines if line.strip()]
         status = "failed" if log.exists() else "diverged"
-        failure = f"{said[-1] if said else 'it was killed'} ({log})" if log.exists() else ""
+        # Where input was bad, the line says all; other exceptions have a name to look up.
+        last = said[-1].removeprefix(f"{InputError.__module__}.InputError: ") if said else KILLED
+        failure = f"{last} ({log})" if log.exists() else ""
     return Member(
         name=name,
         optimizer=run.entry,

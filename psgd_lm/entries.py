@@ -1,6 +1,6 @@
 """The runs of a comparison: optimizers with their settings, times learning rates and seeds."""
 
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -9,11 +9,10 @@ from typing import Any
 from psgd_lm.config import TrainConfig
 from psgd_lm.grids import GRIDS
 from psgd_lm.presets import PRESETS, TUNED
+from psgd_lm.tuned import COMMON
 from psgd_optim.config import OPTIMIZERS
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
-
-ENTRY = re.compile(r"(?P<name>[^:@]+)(:(?P<lrs>[^:@]*))?(@(?P<fraction>[^:@]*))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +21,8 @@ class Grid:
 
     optimizers: tuple[str, ...] = ("psgd", "adamw")
     """Optimizers by name, each with the settings that the preset has for it. NAME:1e-3,2e-3 has
-    learning rates of its own, NAME@0.45 a run of 0.45 of the length with its own schedule."""
+    learning rates of its own, NAME@0.45 a run of 0.45 of the length with its own schedule;
+    NAME:1e-3@0.45 both."""
     lrs: tuple[float, ...] = ()
     """Learning rates to try with every optimizer that names none; none takes its own."""
     grid: bool = False
@@ -34,7 +34,7 @@ class Grid:
     baseline: str = "adamw"
     """Optimizer that the others are held against, if it is in the comparison."""
     target: float | None = None
-    """Validation loss in nats per token; None takes the baseline's final one."""
+    """Validation loss in nats per token to be reached; None takes the baseline's final one."""
     workers: int = 1
     """Runs at a time, each with --threads of its own."""
     run_dir: Path = Path("runs/compare")
@@ -50,6 +50,8 @@ class Grid:
                 raise InputError(f"Got no {name}; give --{name} one or more.")
         if self.workers < 1:
             raise InputError(f"Got workers {self.workers}; give --workers 1 or more.")
+        if self.target is not None and not math.isfinite(self.target):
+            raise InputError(f"Got target {self.target}; give --target a loss in nats per token.")
         if self.grid and self.lrs:
             raise InputError("Got --grid and --lrs; give one of them.")
 
@@ -98,13 +100,13 @@ def parse_entry(text: str, known: Mapping[str, object]) -> Entry:
     >>> parse_entry("psgd:1e-3,2e-3@0.45", {"psgd": None})
     Entry(name='psgd', lrs=(0.001, 0.002), fraction=0.45)
     """
-    found = ENTRY.fullmatch(text)
-    name = found["name"] if found else text
-    if found is None or name not in known:
+    rest, at, part = text.partition("@")
+    name, colon, rates = rest.partition(":")
+    if name not in known:
         raise InputError(f"There is no optimizer {name!r}; {closest(name, list(known))}")
     try:
-        lrs = tuple(float(lr) for lr in found["lrs"].split(",")) if found["lrs"] else ()
-        fraction = float(found["fraction"]) if found["fraction"] is not None else 1.0
+        lrs = tuple(float(lr) for lr in rates.split(",")) if colon else ()
+        fraction = float(part) if at else 1.0
     except ValueError as error:
         raise InputError(
             f"Got the optimizer {text!r}; write it NAME:1e-3,2e-3@0.45, or without its parts."
@@ -128,13 +130,15 @@ def members(preset: str, task: TrainConfig, grid: Grid) -> dict[str, Run]:
     Raises:
         InputError: If two runs are the same, or the task has its own optimizer or seed.
     """
-    tuned: Mapping[str, object] = TUNED.get(preset, {})
-    known = {**OPTIMIZERS, **tuned}
-    base = _without_optimizer(preset, task, tuned)
+    known = known_optimizers(preset)
+    base = _without_optimizer(preset, task)
     runs: dict[str, Run] = {}
     for text in grid.optimizers:
         entry = parse_entry(text, known)
-        started = _shortened(replace(base, **_settings(known[entry.name])), entry.fraction)
+        settings = _settings(known[entry.name])
+        if entry.name not in TUNED.get(preset, {}):
+            settings = _but_for_flags(settings, preset, task)
+        started = _shortened(replace(base, **settings), entry.fraction)
         for lr in entry.lrs or grid.lrs or _grid_of(preset, entry.name, started, grid.grid):
             for decay in grid.weight_decays or (None,):
                 config = _with_rates(started, lr, decay)
@@ -152,6 +156,11 @@ def members(preset: str, task: TrainConfig, grid: Grid) -> dict[str, Run]:
     return runs
 
 
+def known_optimizers(preset: str) -> dict[str, object]:
+    """Return what the names of `--optimizers` stand for with a preset."""
+    return {**OPTIMIZERS, **COMMON, **TUNED.get(preset, {})}
+
+
 def _settings(entry: object) -> dict[str, Any]:
     """Return the fields of `TrainConfig` that an entry sets: several, or the optimizer alone."""
     if isinstance(entry, Mapping):
@@ -159,21 +168,35 @@ def _settings(entry: object) -> dict[str, Any]:
     return {"optim": entry() if callable(entry) else entry}
 
 
+def _but_for_flags(settings: Mapping[str, Any], preset: str, task: TrainConfig) -> dict[str, Any]:
+    """Return the optimizer, and those settings beside it that no flag holds for every run."""
+    default = PRESETS[preset]
+    return {
+        name: value
+        for name, value in settings.items()
+        if name == "optim" or getattr(task, name) == getattr(default, name)
+    }
+
+
 def _fields(entry: object) -> set[str]:
     """Return their names, without importing an optimizer that nobody asked for."""
     return set(entry) if isinstance(entry, Mapping) else {"optim"}
 
 
-def _without_optimizer(preset: str, task: TrainConfig, tuned: Mapping[str, object]) -> TrainConfig:
-    """Return the task with the defaults in every field that some optimizer's settings fill."""
-    own = {"optim"}.union(*(_fields(entry) for entry in tuned.values()))
+def _without_optimizer(preset: str, task: TrainConfig) -> TrainConfig:
+    """Return the task with the defaults in every field that the preset has per optimizer."""
+    own = {"optim"}.union(*(_fields(entry) for entry in TUNED.get(preset, {}).values()))
     for name in sorted(own | {"seed"}):
         if getattr(task, name) != getattr(PRESETS[preset], name):
             raise InputError(
-                f"Got --{name} for a comparison; give --optimizers, --lrs and --seeds."
+                f"Got {_flag(name)} for a comparison; give --optimizers, --lrs and --seeds."
             )
     defaults = TrainConfig()
     return replace(task, **{name: getattr(defaults, name) for name in own})
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')}"
 
 
 def _shortened(config: TrainConfig, fraction: float) -> TrainConfig:

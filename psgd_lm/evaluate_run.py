@@ -28,8 +28,8 @@ class EvaluateConfig:
     cuts windows side by side, as in training."""
     streams: int = STREAMS
     """Parts of the text that a recurrent model reads side by side, each from an empty memory."""
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16 runs the matrix products of the model in bfloat16."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products; training evaluates in float32, whatever its own precision is."""
     dynamic: DynamicConfig = field(default_factory=DynamicConfig)
     """Learning from the text as it is read; --dynamic.lr switches it on."""
     device: str = "auto"
@@ -39,6 +39,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         self.reading()
+        if not self.dynamic.lr and self.dynamic != DynamicConfig():
+            raise InputError("Got settings of --dynamic without its step; give --dynamic.lr too.")
+        if self.json and (self.json.is_dir() or not self.json.parent.is_dir()):
+            raise InputError(f"Cannot write {self.json}; give --json a file in a folder there is.")
         changed = self.stride or self.streams != STREAMS or self.precision != "float32"
         if self.dynamic.lr and changed:
             raise InputError(
@@ -51,7 +55,7 @@ class EvaluateConfig:
         return Reading(
             stride=self.stride,
             streams=self.streams,
-            autocast=torch.bfloat16 if self.precision == "bf16" else None,
+            autocast=torch.bfloat16 if self.precision == "bfloat16" else None,
         )
 
 

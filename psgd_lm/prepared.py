@@ -1,5 +1,6 @@
 """A prepared text: a folder with shards of tokens, their tokenizer, and a manifest."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 from psgd_lm.file_tokens import FileTokens
 from psgd_lm.shards import open_shard
 from psgd_lm.text_measure import combined_sha256
-from psgd_lm.tokenizer import Tokenizer, tokenizer_from_dict, tokenizer_sha256
+from psgd_lm.tokenizer import Tokenizer, saved_sha256, tokenizer_from_dict, tokenizer_sha256
 from psgd_optim.tools.run_folder import read_json, write_json
 from psgd_optim.types import InputError
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 FORMAT = 1
 KIND = "psgd_lm text"
+NEEDED = {"sha256", "tokenizer_sha256", "parts", "zlib_bits_per_byte"}
+"""What a manifest is of no use without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +88,21 @@ def open_prepared(folder: Path) -> Prepared:
     Raises:
         InputError: If a file is missing, damaged, or does not belong to the others.
     """
-    manifest = read_json(folder / MANIFEST)
     again = "prepare the text again"
+    read = functools.partial(read_json, wanted="a folder that prepare_text.py wrote", again=again)
+    manifest = read(folder / MANIFEST)
     if manifest.get("kind") != KIND or manifest.get("format") != FORMAT:
         raise InputError(
             f"{folder / MANIFEST} is of kind {manifest.get('kind')!r}, format "
             f"{manifest.get('format')}; this version reads {KIND!r}, format {FORMAT}: {again}."
         )
-    tokenizer = tokenizer_from_dict(read_json(folder / TOKENIZER))
-    sha256 = tokenizer_sha256(tokenizer)
+    if missing := NEEDED - manifest.keys():
+        raise InputError(f"{folder / MANIFEST} has no {', '.join(sorted(missing))}; {again}.")
+    saved_tokenizer = read(folder / TOKENIZER)
+    sha256 = saved_sha256(saved_tokenizer)
     if sha256 != manifest["tokenizer_sha256"]:
         raise InputError(f"{folder / TOKENIZER} is not the one that the shards have; {again}.")
+    tokenizer = tokenizer_from_dict(saved_tokenizer)
     tokens: dict[str, FileTokens] = {}
     for name, saved in manifest["parts"].items():
         part = Part(**saved)

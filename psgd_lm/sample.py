@@ -122,7 +122,7 @@ def sample_run(run_dir: Path, config: SampleConfig) -> Iterator[str]:
     """
     run, prompt = _load(run_dir, config)
     tokens = (int(row) for row in sample_tokens(run.model, prompt, config, rows=1))
-    return until_stop(run.tokenizer.stream(tokens), config.stop)
+    return until_stop(run.tokenizer.stream(tokens, read_prompt(config)), config.stop)
 
 
 def sample_texts(run_dir: Path, config: SampleConfig) -> list[str]:
@@ -135,22 +135,23 @@ def sample_texts(run_dir: Path, config: SampleConfig) -> list[str]:
     Returns:
         The texts, without the prompt.
     """
+    text = read_prompt(config)
     run, prompt = _load(run_dir, config)
     steps = sample_tokens(run.model, prompt, config, rows=config.samples)
     written = torch.empty(config.samples, 0, dtype=torch.int64)
     while True:
         new = list(islice(steps, CHECK_EVERY))
         written = torch.cat([written, *(step[:, None].cpu() for step in new)], dim=1)
-        texts, all_ended = _decode(run.tokenizer, written, config.stop)
+        texts, all_ended = _decode(run.tokenizer, written, text, config.stop)
         if len(new) < CHECK_EVERY or all_ended:
             return texts
 
 
 def _decode(
-    tokenizer: Tokenizer, written: Tensor, stops: tuple[str, ...]
+    tokenizer: Tokenizer, written: Tensor, prompt: str, stops: tuple[str, ...]
 ) -> tuple[list[str], bool]:
     """Return the text of every row up to its stop, and whether every row met one."""
-    whole = ["".join(tokenizer.stream(row.tolist())) for row in written]
+    whole = ["".join(tokenizer.stream(row.tolist(), prompt)) for row in written]
     texts = ["".join(until_stop([text], stops)) for text in whole]
     return texts, all(len(text) < len(full) for text, full in zip(texts, whole, strict=True))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from psgd_optim.config import (
+    OPTIMIZERS,
     AdamWConfig,
     KronForm,
     MuonConfig,
@@ -58,6 +59,15 @@ _PAPER: dict[str, Entry] = {
     "adamw": AdamWConfig(lr=1e-3),
     "sgd": SGDConfig(lr=0.1, momentum=0.9),
 }
+
+# AdamW's betas and a rate that suits it at these sizes; nothing was tried.
+COMMON: dict[str, Entry] = {
+    "muon": _with_muon(MuonConfig().lr, AdamWConfig()),
+    "newton": {"optim": OPTIMIZERS["newton"], "grad_clip": 0.0},
+    "soap": _soap(3e-3),
+}
+"""What a comparison runs under names that need more than an optimizer's defaults, in presets that
+say nothing else."""
 
 TUNED: dict[str, dict[str, Entry]] = {
     # Tried with seed 0; final validation loss by learning rate:

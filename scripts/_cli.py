@@ -32,6 +32,11 @@ STORAGE_ERRORS = (
     errno.EFBIG,
     errno.ENAMETOOLONG,
 )
+UNPARSED = re.compile(
+    r"Error parsing (?P<flag>--\S+): .*?(?P<got>\[.*?\]|(?P<quote>['\"]).*?(?P=quote))"
+)
+MISSING = re.compile(r"Missing value for argument '(?P<flag>--\S+)'")
+"""Complaints of tyro's that are put more simply."""
 SETTINGS = (tyro.conf.AvoidSubcommands,)
 
 
@@ -142,6 +147,10 @@ def parse_flags(
     chosen, rest = choose(default, args, choices)
     flags = choice_flags(chosen, choices)
     config, unknown = parse_known(chosen, rest, prog=prog, more_help=_told(flags))
+    if unknown and not unknown[0].startswith("-"):
+        raise InputError(
+            f"Got {unknown[0]!r} where a flag is expected; usage: {prog} [--flag value ...]."
+        )
     if unknown:
         known = [*_flags(chosen), *flags]
         raise InputError(f"There is no flag {unknown[0]}; {closest(unknown[0], known)}")
@@ -199,7 +208,15 @@ def _message(box: str) -> str:
     body = itertools.dropwhile(lambda line: not line.strip("-"), lines)
     text = " ".join(itertools.takewhile(lambda line: not line or line.strip("─╰╯-"), body))
     # A complaint of our own already names the flag.
-    return re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text) or "The flags cannot be parsed."
+    text = re.sub(r"^Error parsing [A-Za-z]\S*: ", "", text)
+    if found := UNPARSED.match(text):
+        # Below the complaint, the box has the flag's line of the help: its name and its type.
+        takes = [line.removeprefix(f"{found['flag']} ") for line in lines if found["flag"] in line]
+        return f"Got {found['got']} for {found['flag']}; give {takes[-1]}."
+    if found := MISSING.match(text):
+        flag = found["flag"]
+        return f"Got no value for {flag}; give one, as {flag}=VALUE if it begins with a hyphen."
+    return text or "The flags cannot be parsed."
 
 
 def again(script: str, args: Sequence[str]) -> str:

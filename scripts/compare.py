@@ -1,11 +1,12 @@
 """Compare optimizers on one task: compare.py TASK [PRESET] [--flag value ...]."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 from _cli import BAD_INPUT, OK, again, parse, parse_known, run
 
 from psgd_lm import compare as lm
-from psgd_lm.entries import Grid, members
+from psgd_lm.entries import Grid, known_optimizers, members
 from psgd_lm.presets import ABOUT, CHOICES, PRESETS
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
@@ -16,7 +17,9 @@ def compare_lm(args: Sequence[str]) -> None:
     preset, flags = "embedded", list(args)
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags
-    grid, rest = parse_known(Grid(), flags, prog=f"compare.py lm {preset}")
+    grid, rest = parse_known(
+        Grid(), flags, prog=f"compare.py lm {preset}", more_help=_names(preset)
+    )
     task = parse(PRESETS, [preset, *rest], prog="compare.py lm", about=ABOUT, choices=CHOICES)
     result = lm.compare(members(preset, task, grid), grid)
     if result.status != "finished":
@@ -26,6 +29,16 @@ def compare_lm(args: Sequence[str]) -> None:
     print(f"\ncurves: {result.run_dir / lm.PICTURE}\nrun folder: {result.run_dir}")
     if not any(row.finished for row in result.rows):
         raise InputError("Every run diverged or failed; try lower learning rates with --lrs.")
+
+
+def _names(preset: str) -> str:
+    """Return what a comparison can be of, for `--help`."""
+    lines = [
+        f"presets: {', '.join(PRESETS)}",
+        f"optimizers with {preset}: {', '.join(known_optimizers(preset))}",
+        f"flags of every run: train_lm.py {preset} --help",
+    ]
+    return "\n".join(textwrap.fill(line, 90, subsequent_indent="    ") for line in lines)
 
 
 TASKS: dict[str, Callable[[Sequence[str]], None]] = {"lm": compare_lm}

@@ -17,4 +17,4 @@ def main(args: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(main))
+    raise SystemExit(run(main, folder_flag="--out"))

@@ -51,6 +51,7 @@ def test_standard_input(call):
         ("", "error: There is no input; name text files, folders, or - for standard input.\n"),
         ("none.txt", "error: none.txt does not exist; name text files or folders with some.\n"),
         ("text.txt --tokeniser bpe", "error: There is no flag --tokeniser; "),
+        ("--out x text.txt", "error: Got 'text.txt' where a flag is expected; usage: prepare_text"),
         ("text.txt --tokenizer words", "error: "),
         ("text.txt --tokenizer gpt2 --gpt2-files .", "error: There is no GPT-2 vocabulary in .;"),
     ],

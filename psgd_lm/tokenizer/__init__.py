@@ -1,6 +1,12 @@
 """Text to token ids and back: by character, byte, word, or byte-level BPE."""
 
-from psgd_lm.tokenizer.base import Tokenizer, decode, encode_pieces, tokenizer_sha256
+from psgd_lm.tokenizer.base import (
+    Tokenizer,
+    decode,
+    encode_pieces,
+    saved_sha256,
+    tokenizer_sha256,
+)
 from psgd_lm.tokenizer.bpe import BPETokenizer
 from psgd_lm.tokenizer.byte import ByteTokenizer
 from psgd_lm.tokenizer.char import CharTokenizer
@@ -26,6 +32,7 @@ __all__ = [
     "encode_pieces",
     "load_gpt2",
     "make_tokenizer",
+    "saved_sha256",
     "tokenizer_from_dict",
     "tokenizer_sha256",
 ]

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ClassVar, Protocol
 
@@ -51,8 +51,16 @@ class Tokenizer(Protocol):
             of the whole text; 0 if none is known.
         """
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Yield the text of a run of tokens as soon as each piece of it is complete."""
+    def stream(self, tokens: Iterable[int], after: str = "") -> Iterator[str]:
+        """Yield the text of a run of tokens as soon as each piece of it is complete.
+
+        Args:
+            tokens: The run.
+            after: The text that it goes on from, which is not repeated.
+
+        Yields:
+            Pieces.
+        """
 
     def byte_lengths(self) -> Tensor:
         """Return how many UTF-8 bytes each token stands for, (vocab_size,) int64."""
@@ -189,4 +197,9 @@ def decode(tokenizer: Tokenizer, tokens: Iterable[int]) -> str:
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 of a tokenizer's JSON, in hexadecimal."""
-    return hashlib.sha256(json.dumps(tokenizer.to_dict(), sort_keys=True).encode()).hexdigest()
+    return saved_sha256(tokenizer.to_dict())
+
+
+def saved_sha256(saved: Mapping[str, Any]) -> str:
+    """Return the same of what its `to_dict` returned, whether it is a tokenizer or not."""
+    return hashlib.sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()

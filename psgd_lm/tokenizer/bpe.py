@@ -125,7 +125,7 @@ class BPETokenizer:
         reach = len(self.separator) - 1
         return self.separator in text[max(0, place - reach) : place + reach]
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+    def stream(self, tokens: Iterable[int], after: str = "") -> Iterator[str]:
         """Yield characters as the tokens complete them; wrong bytes become U+FFFD."""
         return stream_bytes(self._pieces[token] for token in tokens)
 

@@ -27,7 +27,7 @@ class ByteTokenizer:
         """Return the text's length: bytes do not depend on each other."""
         return len(text)
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+    def stream(self, tokens: Iterable[int], after: str = "") -> Iterator[str]:
         """Yield characters as their bytes complete them; wrong bytes become U+FFFD."""
         return stream_bytes(bytes([token]) for token in tokens)
 

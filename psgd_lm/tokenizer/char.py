@@ -75,7 +75,7 @@ class CharTokenizer:
         """Return the text's length: characters do not depend on each other."""
         return len(text)
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+    def stream(self, tokens: Iterable[int], after: str = "") -> Iterator[str]:
         """Yield one character per token."""
         for token in tokens:
             yield self._alphabet[token]

@@ -97,9 +97,9 @@ class WordTokenizer:
         """Return the place before the last blank."""
         return next(places_from_the_end(text), 0)
 
-    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Yield each word with the blank before it, and line ends."""
-        begins = True
+    def stream(self, tokens: Iterable[int], after: str = "") -> Iterator[str]:
+        """Yield each word with the blank before it, unless there is one, and line ends."""
+        begins = not after or after[-1].isspace()
         for token in tokens:
             if token == self._eos:
                 yield "\n"
@@ -110,7 +110,9 @@ class WordTokenizer:
     def byte_lengths(self) -> Tensor:
         """Return each word's UTF-8 bytes and one for the blank after it, (vocab_size,) int64.
 
-        `<eos>` is the one byte of a line end; `<unk>` is as long as it is spelled.
+        `<eos>` is the one byte of a line end; `<unk>` is as long as it is spelled. So where it
+        replaces words that the text spells out, bits per byte are too low: they leave out what it
+        takes to say which word it was.
         """
         lengths = torch.tensor([len(word.encode()) + 1 for word in self._words])
         lengths[self._eos] = 1

@@ -46,11 +46,15 @@ def write_json(path: Path, value: object) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(
+    path: Path, *, wanted: str = "a folder that a training run wrote", again: str = "train again"
+) -> dict[str, Any]:
     """Read a JSON file that holds an object.
 
     Args:
         path: The file.
+        wanted: What a message asks for if the file is not there.
+        again: What a message asks for if it is damaged.
 
     Returns:
         Its value.
@@ -61,11 +65,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"There is no {path}; name a folder that a training run wrote.") from error
+        raise InputError(f"There is no {path}; name {wanted}.") from error
     except ValueError as error:
-        raise InputError(f"{path} is not readable JSON ({error}); train again.") from error
+        raise InputError(f"{path} is not readable JSON ({error}); {again}.") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not an object; train again.")
+        raise InputError(f"{path} holds a {type(value).__name__}, not an object; {again}.")
     return value
 
 

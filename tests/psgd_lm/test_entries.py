@@ -5,7 +5,7 @@ import pytest
 from psgd_lm import entries as entries_module
 from psgd_lm.entries import Entry, Grid, members, parse_entry
 from psgd_lm.presets import PRESETS, TUNED
-from psgd_optim.config import AdamWConfig
+from psgd_optim.config import AdamWConfig, SGDConfig
 from psgd_optim.types import InputError
 
 
@@ -36,7 +36,11 @@ def test_without_learning_rates_every_optimizer_has_its_own():
         ({"optimizers": ("psgd:x",)}, "write it NAME:1e-3,2e-3@0.45"),
         ({"optimizers": ("psgd@",)}, "write it NAME:1e-3,2e-3@0.45"),
         ({"optimizers": ("psgd@2",)}, "a fraction above 0 and up to 1"),
-        ({"optimizers": ("psgd@0.1@0.2",)}, "no optimizer"),
+        ({"optimizers": ("psgd@0.1@0.2",)}, "write it NAME:1e-3,2e-3@0.45"),
+        ({"optimizers": ("psgd@0.45:1e-3",)}, "write it NAME:1e-3,2e-3@0.45"),
+        ({"optimizers": ("psgd:",)}, "write it NAME:1e-3,2e-3@0.45"),
+        ({"optimizers": ("@0.45",)}, "no optimizer ''"),
+        ({"target": float("nan")}, "give --target a loss"),
     ],
 )
 def test_impossible_grid_is_refused(changes, message):
@@ -113,5 +117,24 @@ def test_an_entry_may_set_several_fields_which_no_other_entry_inherits(monkeypat
         "clipped": (9.0, 0.5),
         "psgd": (1.0, 1e-3),
     }
-    with pytest.raises(InputError, match="Got --grad_clip for a comparison"):
+    with pytest.raises(InputError, match="Got --grad-clip for a comparison"):
         members("smoke", replace(preset, grad_clip=3.0), Grid())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_muon_and_newton_have_what_they_need_in_every_preset(preset):
+    runs = members(preset, PRESETS[preset], Grid(optimizers=("psgd", "muon", "newton")))
+    psgd, muon, newton = (run.config for run in runs.values())
+    assert muon.embedding.name == muon.vector.name == "adamw"
+    assert newton.grad_clip == 0
+    assert (psgd.embedding, psgd.grad_clip) == (
+        PRESETS[preset].embedding,
+        PRESETS[preset].grad_clip,
+    )
+
+
+def test_flags_hold_for_every_run_also_where_an_optimizer_has_its_own():
+    task = replace(PRESETS["smoke"], embedding=SGDConfig(lr=0.5))
+    runs = members("smoke", task, Grid(optimizers=("psgd", "muon")))
+    assert {run.config.embedding for run in runs.values()} == {SGDConfig(lr=0.5)}
+    assert runs["muon-lr0.01-seed0"].config.vector == AdamWConfig()

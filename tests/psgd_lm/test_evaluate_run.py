@@ -90,7 +90,7 @@ def test_dynamic_evaluation_leaves_the_files_alone_and_helps(tiny_config, rule):
     assert files(tiny_config.run_dir) == before
 
 
-@pytest.mark.parametrize("changes", [{"stride": 2}, {"streams": 1}, {"precision": "bf16"}])
+@pytest.mark.parametrize("changes", [{"stride": 2}, {"streams": 1}, {"precision": "bfloat16"}])
 def test_readings_of_fixed_parameters_are_refused_with_dynamic_evaluation(changes):
     with pytest.raises(InputError, match="instead"):
         EvaluateConfig(dynamic=DynamicConfig(lr=1.0), **changes)

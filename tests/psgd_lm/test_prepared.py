@@ -33,6 +33,7 @@ def test_parts_come_back(folder, text_file):
         ("manifest.json", {"kind": "x"}, r"is of kind 'x', format 1; this version reads"),
         ("manifest.json", {"format": 2}, r"format 2; this version reads"),
         ("tokenizer.json", {"alphabet": "ba"}, r"is not the one that the shards have"),
+        ("tokenizer.json", {"name": "word"}, r"is not the one that the shards have"),
     ],
 )
 def test_what_does_not_belong_together_is_refused(folder, file, values, message):
@@ -54,5 +55,14 @@ def test_lost_shard_is_refused(folder):
 
 def test_damaged_manifest_is_refused(folder):
     (folder / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json"):
+    with pytest.raises(InputError, match=r"manifest\.json .* prepare the text again"):
+        open_prepared(folder)
+    (folder / "manifest.json").write_text('{"kind": "psgd_lm text", "format": 1, "parts": {}}')
+    with pytest.raises(InputError, match=r"has no sha256, tokenizer_sha256, zlib_bits_per_byte;"):
+        open_prepared(folder)
+
+
+def test_lost_tokenizer_is_refused(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"no .*tokenizer\.json; name a folder that prepare_text"):
         open_prepared(folder)

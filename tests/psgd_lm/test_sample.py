@@ -190,3 +190,12 @@ def test_prompt_comes_from_a_file(tmp_path):
         read_prompt(SampleConfig(prompt_file=path))
     with pytest.raises(InputError, match="; give --prompt-file a text file"):
         read_prompt(SampleConfig(prompt_file=tmp_path))
+
+
+def test_words_go_on_behind_the_prompt_with_a_blank(tiny_config):
+    words = replace(tiny_config, data=replace(tiny_config.data, tokenizer="word"))
+    run_dir = train(words).run_dir
+    config = SampleConfig(prompt="the", tokens=3, temperature=0.0, samples=2)
+    once = "".join(sample_run(run_dir, replace(config, samples=1)))
+    assert once[0].isspace()
+    assert sample_texts(run_dir, config) == [once, once]

@@ -26,6 +26,12 @@ def test_words_line_ends_and_unknown_words():
     assert tokenizer.start_token == 0
 
 
+@pytest.mark.parametrize(("after", "text"), [("b", " a b"), ("b ", "a b"), ("b\n", "a b")])
+def test_text_goes_on_with_one_blank(after, text):
+    tokenizer = WordTokenizer.of_pieces(["a a b"])
+    assert "".join(tokenizer.stream(tokenizer.encode("a b").tolist(), after)) == text
+
+
 def test_byte_lengths_add_up_to_lines_of_words_that_blanks_follow():
     text = "der Hund \nbeißt \n\n"  # as in the Penn Treebank, less the blank before each line
     tokenizer = WordTokenizer.of_pieces([text])
