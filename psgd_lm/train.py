@@ -76,7 +76,7 @@ class _Run:
         self.batches = make_batches(
             config, self.data.train.to(self.device), is_recurrent=self.model.is_recurrent
         )
-        self.steps = config.steps or self.batches.steps_in(config.epochs)
+        self.steps = config.steps or max(1, self.batches.steps_in(config.epochs))
         config.schedule.check(self.steps)
         self.trainee = Trainee(config, self.model, self.steps)
         self.validation_tokens = self.data.validation.to(self.device)
