@@ -105,13 +105,12 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 @contextlib.contextmanager
-def memory_advice(rows: int, context: int, at_once: int) -> Iterator[None]:
+def memory_advice(doing: str, advice: str) -> Iterator[None]:
     """Say which settings to change where memory runs out.
 
     Args:
-        rows: Windows per step.
-        context: Tokens per window.
-        at_once: Windows that go through the model at a time.
+        doing: What the block does, behind "Out of memory in".
+        advice: What to change, behind "give a smaller".
 
     Yields:
         Nothing.
@@ -125,8 +124,4 @@ def memory_advice(rows: int, context: int, at_once: int) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise InputError(
-            f"Out of memory in a step of {rows} windows of {context} tokens, {at_once} at a time; "
-            "give a smaller --micro-batch (which changes no result but for rounding), "
-            "--batch-size or --model.context."
-        ) from error
+        raise InputError(f"Out of memory in {doing}; give a smaller {advice}.") from error

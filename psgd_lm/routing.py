@@ -15,6 +15,7 @@ from psgd_optim.config import (
     build_psgd,
     differing,
 )
+from psgd_optim.config.base import built
 from psgd_optim.tools.together import Together
 from psgd_optim.types import InputError
 
@@ -98,11 +99,15 @@ def build_optimizer(model: nn.Module, routes: Routes, seed: int = 0) -> torch.op
         An optimizer, or several as one.
     """
     parameters = dict(model.named_parameters())
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    sparse = {id(table.weight) for table in tables if table.sparse}
     routed: dict[OptimizerConfig, list[str]] = {}
     names: dict[OptimizerConfig, list[Role]] = {}
     for name, role in roles(model).items():
         config = routes.of(role)
         _check_muon(config, role, name)
+        if id(parameters[name]) in sparse:
+            _check_sparse(config, name)
         routed.setdefault(config, []).append(name)
         if role not in names.setdefault(config, []):
             names[config].append(role)
@@ -145,3 +150,18 @@ def _check_muon(config: OptimizerConfig, role: Role, name: str) -> None:
             f"muon steps matrices only, and {name} is of the role {role}; give "
             "--embedding adamw --vector adamw, and --head adamw where the head is untied."
         )
+
+
+def _check_sparse(config: OptimizerConfig, name: str) -> None:
+    """Refuse an optimizer that does not step from sparse gradients, found out by a step of it."""
+    table = nn.Parameter(torch.zeros(2, 2))
+    optimizer = built(config, [table], 0)
+    table.grad = torch.eye(2).to_sparse(1)
+    try:
+        optimizer.step()
+    # Another package's optimizer raises what it likes.
+    except Exception as error:
+        raise InputError(
+            f"{config.name} refuses the sparse gradient of {name} ({error}); give --embedding "
+            "psgd --embedding.form touched-rows, --embedding sgd or --model.no-sparse-embedding."
+        ) from error

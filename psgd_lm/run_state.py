@@ -34,8 +34,10 @@ class RunState:
         self.folder = RunFolder(
             config.run_dir, KIND, config, resume=config.resume, overwrite=config.overwrite
         )
-        if config.resume:
+        if config.resume and self._has_begun:
             self.go_back()
+        elif config.resume:  # from a kill before the first checkpoint
+            self.folder.rewind(-1)
         self.saved_step = self.progress.step
         """Steps done at the last checkpoint."""
 
@@ -44,6 +46,11 @@ class RunState:
         """Whether there is a checkpoint."""
         return self.folder.last_checkpoint.is_file()
 
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the run in the folder has taken a step, or has a checkpoint from before it."""
+        return self.can_go_back or self.folder.last_logged_step() > 0
+
     def go_back(self) -> None:
         """Take up the run where its last checkpoint is."""
         content = read_run(self.config.run_dir, KIND)[1]
@@ -51,16 +58,20 @@ class RunState:
         self.trainee.load(content)
         self.progress = Progress(**content["progress"])
         self.folder.rewind(self.progress.step)
+        self._keep()  # a kill may have come before
 
     def save(self) -> None:
         """Write the checkpoint that a resumption or a roll-back starts from."""
         self._write(self.folder.last_checkpoint)
-        keep_copy(self.folder.last_checkpoint, self.progress.step, self.config.keep)
+        self._keep()
         self.saved_step = self.progress.step
 
     def save_best(self) -> None:
         """Write the checkpoint with the best evaluation so far."""
         self._write(self.folder.best_checkpoint)
+
+    def _keep(self) -> None:
+        keep_copy(self.folder.last_checkpoint, self.progress.step, self.config.keep)
 
     def check_finite(self) -> None:
         """Refuse a model with a parameter that is not finite; waits for the device.

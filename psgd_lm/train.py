@@ -72,11 +72,12 @@ class _Run:
         self.device = resolve_device(config.device)
         self.data = load_data(config.data, config.model.context)
         seed_everything(config.seed)
-        self.model = make_model(config, self.data.tokenizer.vocab_size).to(self.device)
+        with memory_advice(f"building the model {config.model.name}", "one, by --model.*"):
+            self.model = make_model(config, self.data.tokenizer.vocab_size).to(self.device)
         self.batches = make_batches(
             config, self.data.train.to(self.device), is_recurrent=self.model.is_recurrent
         )
-        self.steps = config.steps or self.batches.steps_in(config.epochs)
+        self.steps = config.steps or max(1, self.batches.steps_in(config.epochs))
         config.schedule.check(self.steps)
         self.trainee = Trainee(config, self.model, self.steps)
         self.validation_tokens = self.data.validation.to(self.device)
@@ -156,7 +157,12 @@ class _Run:
         trainee.set_lr_factor(factor)
         is_logged = number % config.log_every == 0
         with (
-            memory_advice(config.rows, config.model.context, config.micro_batch or config.rows),
+            memory_advice(
+                f"a step of {config.rows} windows of {config.model.context} tokens, "
+                f"{config.micro_batch or config.rows} at a time",
+                "--micro-batch (which changes no result but for rounding), --batch-size or "
+                "--model.context",
+            ),
             self.meter.sample(trainee.stepper, number, is_logged=is_logged),
         ):
             taken = trainee.stepper.take(batch)
@@ -231,9 +237,12 @@ class _Run:
 
     def _diverge(self, error: BadStepError) -> NoReturn:
         """Stop, leaving the checkpoints as they are."""
-        if self.progress.evaluation:
-            self.meter.store()
-            self._finish("diverged")
+        if not self.state.can_go_back:
+            raise DivergedError(
+                f"{error.what} of a run that begins is not finite; start with other weights."
+            ) from None
+        self.meter.store()
+        self._finish("diverged")
         left_out = self.progress.skipped
         after = f", after leaving out {', '.join(map(str, left_out))}" if left_out else ""
         raise DivergedError(

@@ -13,6 +13,7 @@ from psgd_lm.gpt2_files import load_gpt2
 from psgd_lm.language_model import LanguageModel, Output
 from psgd_lm.models import build_model
 from psgd_lm.objective import Objective
+from psgd_lm.recurrent import LSTMConfig
 from psgd_lm.routing import build_optimizer
 from psgd_lm.stepping import Stepper
 from psgd_lm.timing import PhaseTimer
@@ -169,6 +170,14 @@ def _check(config: TrainConfig, model: LanguageModel, optimizer: torch.optim.Opt
         raise InputError(
             "Got --compile with a recurrent model, which torch.compile does not make faster; "
             "leave it out."
+        )
+    is_lstm_on_cpu = isinstance(config.model, LSTMConfig) and (
+        next(model.parameters()).device.type == "cpu"
+    )
+    if config.precision == "float16" and is_lstm_on_cpu:
+        raise InputError(
+            "Got --precision float16 with an LSTM on a CPU, which few CPUs have a kernel for; give "
+            "--precision bfloat16 or float32."
         )
     if not needs_closure(optimizer):
         return

@@ -69,6 +69,7 @@ def keep_copy(path: Path, step: int, count: int) -> None:
     except OSError:  # a file system without links
         shutil.copyfile(path, partial)
     partial.replace(copy)
+    partial.unlink(missing_ok=True)  # it stays where both are links of one file
     for old in kept_copies(path.parent)[:-count]:
         old.unlink()
 
@@ -79,10 +80,12 @@ def kept_copies(folder: Path) -> list[Path]:
 
 
 def drop_copies_after(folder: Path, step: int) -> None:
-    """Delete the kept checkpoints of later steps."""
+    """Delete the kept checkpoints of later steps, and what a kill has left of unfinished ones."""
     for path in kept_copies(folder):
         if int(path.stem.removeprefix("step-")) > step:
             path.unlink()
+    for path in folder.glob("step-?????????.pt.partial"):
+        path.unlink()
 
 
 def read_checkpoint(path: Path, kind: str) -> dict[str, Any]:

@@ -225,14 +225,21 @@ class RunFolder:
         drop_copies_after(self.last_checkpoint.parent, step)
         log = self.path / METRICS
         if log.exists():
-            lines = log.read_text(encoding="utf-8").splitlines()
-            kept = [
-                line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step
-            ]
+            kept = [line for line, at in self._logged() if at <= step]
             partial = log.with_name(log.name + ".partial")
             partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             partial.replace(log)
         self._events = SummaryWriter(str(self.path), purge_step=step + 1)
+
+    def last_logged_step(self) -> int:
+        """Return the latest step in the log; -1 if it has none."""
+        return max((step for _, step in self._logged()), default=-1)
+
+    def _logged(self) -> list[tuple[str, int]]:
+        """Return the whole lines of the log, each with its step."""
+        log = self.path / METRICS
+        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+        return [(line, json.loads(line)["step"]) for line in lines if line.endswith("}")]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Record named numbers of one step.

@@ -15,6 +15,8 @@ from psgd_lm.recurrent import GRUConfig, LSTMConfig
 from psgd_lm.schedules import Plateau
 from psgd_lm.train import train
 from psgd_optim.config import OPTIMIZERS, AdamWConfig, PSGDConfig, SGDConfig, TouchedRowsForm
+from psgd_optim.tools.run_folder import RunFolder
+from psgd_optim.types import InputError
 from tests.psgd_lm.run_files import assert_same_run, checkpoint, die_after, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +148,53 @@ def test_a_process_killed_at_random_moments_loses_nothing(config, text_file):
     assert "finished: 400 steps" in done.stdout
     assert killed
     assert_same_run(config, whole)
+
+
+@pytest.mark.slow
+def test_a_run_killed_between_two_writes_ends_like_one_that_was_not(tiny_config, monkeypatch):
+    """Die before the best checkpoint, the last one, its kept copy, and every line of the log."""
+    config = replace(tiny_config, steps=4, eval_every=2, checkpoint_every=3, log_every=3, keep=2)
+    whole = replace(config, run_dir=config.run_dir.with_name("whole"))
+    train(whole)
+    is_killed, moment = True, 1  # the first write is that of the configuration
+    while is_killed:
+        moment += 1
+        with monkeypatch.context() as patch:
+            _die_before_write(patch, moment)
+            try:
+                train(replace(config, overwrite=True))
+                is_killed = False
+            except RuntimeError as error:
+                assert str(error) == "killed"
+        train(replace(config, resume=True))
+        assert_same_run(config, whole)
+        names = [{p.name for p in (c.run_dir / "checkpoint").iterdir()} for c in (config, whole)]
+        assert names[0] == names[1], moment
+    assert moment > 12
+
+
+def test_a_lost_checkpoint_is_told(tiny_config):
+    train(tiny_config)
+    (tiny_config.run_dir / "checkpoint" / "last.pt").unlink()
+    with pytest.raises(InputError, match=r"There is no checkpoint .*last.pt"):
+        train(replace(tiny_config, resume=True))
+
+
+def _die_before_write(patch, moment):
+    """Break the process off before it writes for the `moment`-th time."""
+    writes = []
+
+    def dying(original):
+        def write(*arguments):
+            writes.append(1)
+            if len(writes) == moment:
+                raise RuntimeError("killed")
+            return original(*arguments)
+
+        return write
+
+    patch.setattr(Path, "replace", dying(Path.replace))
+    patch.setattr(RunFolder, "log", dying(RunFolder.log))
 
 
 def _wait_for_progress(process, folder):

@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from psgd_optim.config import (
     MuonConfig,
     NewtonCriterion,
     PSGDConfig,
+    SGDConfig,
+    TouchedRowsForm,
     build,
 )
 from psgd_optim.tools.together import Together
@@ -174,3 +177,20 @@ def test_a_route_of_a_role_that_the_model_has_not_changes_nothing() -> None:
     assert isinstance(optimizer, PSGD)
     assert Routes().of("head") == PSGDConfig()
     assert Same() == Routes().head
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        (PSGDConfig(), "psgd refuses .* embedding.weight .*give --embedding psgd --embedding.form"),
+        (AdamWConfig(), "adamw refuses .*does not support sparse"),
+        (PSGDConfig(form=TouchedRowsForm()), None),
+        (SGDConfig(momentum=0.9), None),
+    ],
+)
+def test_sparse_gradients_are_for_optimizers_that_take_them(embedding, message) -> None:
+    model = made()
+    model.embedding.sparse = True
+    expected = nullcontext() if message is None else pytest.raises(InputError, match=message)
+    with expected:
+        build_optimizer(model, Routes(embedding=embedding))

@@ -32,6 +32,10 @@ NEWTON = OPTIMIZERS["newton"]
             "by finite differences, .* give --precision float32 or exact products",
         ),
         ({"model": LSTMConfig(context=8), "compile": True}, "--compile with a recurrent model"),
+        (
+            {"model": LSTMConfig(context=8), "precision": "float16", "device": "cpu"},
+            "float16 with an LSTM on a CPU",
+        ),
         ({"variable_length": True}, "--variable-length with a model that carries no memory"),
         ({"epochs": 0.01, "steps": 0}, r"--schedule.warmup less than the \d steps"),
     ],

@@ -100,6 +100,15 @@ def test_the_newest_copies_are_kept(tmp_path: Path) -> None:
     assert len(kept_copies(tmp_path)) == 1
 
 
+def test_what_a_kill_left_of_a_copy_goes(tmp_path: Path) -> None:
+    """Else a link would hold a whole checkpoint's space for ever."""
+    path = tmp_path / "last.pt"
+    write_checkpoint(path, "kind", CONTENT)
+    (tmp_path / "step-000000005.pt.partial").hardlink_to(path)
+    drop_copies_after(tmp_path, 100)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
 def test_copies_are_made_where_files_cannot_be_linked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
