@@ -71,3 +71,15 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture
+def long_config(tiny_config):
+    """Long enough to be interrupted, with dropout so that the generator's state matters."""
+    return replace(
+        tiny_config,
+        model=replace(tiny_config.model, dropout=0.1),
+        steps=100,
+        log_every=7,
+        eval_every=30,
+    )

@@ -75,7 +75,7 @@ def test_evaluation_leaves_the_model_as_it_was(tiny_model):
 
 def test_dropout_is_off_in_evaluation(tiny_model):
     expected = evaluate(tiny_model, InMemory(tokens()), LENGTHS)
-    tiny_model.dropout.p = 0.5
+    tiny_model.dropout = 0.5
     tiny_model.train()
     assert evaluate(tiny_model, InMemory(tokens()), LENGTHS) == expected
 
