@@ -236,6 +236,17 @@ class PSGD(torch.optim.Optimizer):
         self._step += 1
         return loss
 
+    @torch.no_grad()
+    def reset_momentum(self) -> None:
+        """Empty the gradient averages, as when the loss has become another; `Q` stays as it is.
+
+        The count of the steps stays too: the next ones are short, as the averages fill up again.
+        """
+        self._background.join()
+        for block in self._store:
+            if "momentum" in block.extra:
+                block.extra["momentum"].zero_()
+
     def _given(
         self, pair: tuple[Sequence[Tensor], Sequence[Tensor]] | None, fits: bool
     ) -> Pairs | None:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from psgd_optim.types import InputError
 
+_AVERAGES = ("exp_avg", "momentum_buffer")
+
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer differentiates the loss itself, from a closure that returns it."""
@@ -55,6 +57,24 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         # As torch.nn.utils.clip_grad_norm_, which takes dense gradients alone.
         torch._foreach_mul_(values, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+@torch.no_grad()
+def reset_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Empty the gradient averages of an optimizer; all else of its state stays.
+
+    Args:
+        optimizer: One with a method of this name, or with averages named as torch names them; any
+            other is left alone.
+    """
+    own = getattr(optimizer, "reset_momentum", None)
+    if own is not None:
+        own()
+        return
+    for state in optimizer.state.values():
+        for name in _AVERAGES:
+            if isinstance(state.get(name), Tensor):
+                state[name].zero_()
 
 
 def _numbers(parameter: Tensor) -> Tensor:

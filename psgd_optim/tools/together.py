@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psgd_optim.tools.stepping import needs_closure
+from psgd_optim.tools.stepping import needs_closure, reset_momentum
 from psgd_optim.types import InputError
 
 
@@ -104,6 +104,11 @@ class Together(torch.optim.Optimizer):
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state_dict[name])
         self.param_groups = self._joined()  # torch puts new dicts in the place of the old ones
+
+    def reset_momentum(self) -> None:
+        """Empty the gradient averages of every optimizer."""
+        for each in self._optimizers.values():
+            reset_momentum(each)
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the figures of the optimizers that have some, as `NAME/FIGURE`."""
