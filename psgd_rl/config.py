@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from psgd_optim.config import (
     OPTIMIZER_PARTS,
@@ -14,6 +15,7 @@ from psgd_optim.config import (
 )
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
+from psgd_rl.schedules import SCHEDULES, Linear, Schedule
 from psgd_rl.tasks import HALF_CHEETAH, find_task
 
 FIRST_EVALUATION_SEED = 10**9
@@ -62,22 +64,37 @@ class PPOConfig:
     """Passes over each rollout, at most."""
     minibatches: int = 8
     """Parts that a rollout is cut into in each pass, one step of each optimizer per part."""
+    target_kl: float = 0.02
+    """Ends the passes over a rollout once the policy moved this far, in nats; 0 never does."""
+    reset_momentum: bool = False
+    """Whether every rollout's update starts with empty gradient averages."""
     gamma: float = 0.99
     """Discount per step, in (0, 1)."""
     gae_lambda: float = 0.95
     """Decay of the weight of later steps in the advantage, in [0, 1]."""
+    normalize_returns: Literal["rewards", "values", "none"] = "rewards"
+    """What the running deviation of the returns brings to unit size: rewards, before anything else,
+    or values alone, with their mean taken off: the critic's targets."""
+    normalize_advantages: bool = True
+    """Whether advantages are brought to mean 0 and deviation 1 for the policy."""
+    recompute_advantages: bool = False
+    """Whether every pass takes its advantages from the critic as it then is."""
     clip: float = 0.2
     """Largest useful deviation of the probability ratio from 1."""
     entropy: float = 0.0
     """Weight of the entropy bonus, per nat."""
-    target_kl: float = 0.02
-    """Ends the passes over a rollout once the policy moved this far, in nats; 0 never does."""
-    recompute_advantages: bool = False
-    """Whether every pass takes its advantages from the critic as it then is."""
-    max_grad_norm: float = 0.0
-    """Largest gradient norm of each network on its own; 0 leaves it unlimited."""
-    anneal_lr: bool = True
-    """Whether both learning rates fall linearly to zero over the run."""
+    max_clip_fraction: float = 0.0
+    """Largest share of a minibatch's ratios outside the clip range with which the policy still
+    takes a step; 0 takes every step."""
+    rpo_alpha: float = 0.0
+    """Width of the uniform noise that RPO adds to mean actions in the update; 0 is PPO."""
+    value_clip: float = 0.0
+    """Largest useful movement of a value in a rollout's update, in units of the critic; 0 leaves it
+    unlimited."""
+    actor_max_grad_norm: float = 0.0
+    """Largest norm of the actor's gradient; 0 leaves it unlimited."""
+    critic_max_grad_norm: float = 0.0
+    """Largest norm of the critic's gradient; 0 leaves it unlimited."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "minibatches"):
@@ -88,9 +105,29 @@ class PPOConfig:
             0 <= self.gae_lambda <= 1, "ppo.gae_lambda", self.gae_lambda, "a number from 0 to 1"
         )
         _require(self.clip > 0, "ppo.clip", self.clip, "a number above 0")
-        for name in ("entropy", "target_kl", "max_grad_norm"):
+        _require(
+            0 <= self.max_clip_fraction <= 1,
+            "ppo.max_clip_fraction",
+            self.max_clip_fraction,
+            "a number from 0 to 1",
+        )
+        for name in (
+            "entropy",
+            "target_kl",
+            "rpo_alpha",
+            "value_clip",
+            "actor_max_grad_norm",
+            "critic_max_grad_norm",
+        ):
             value = getattr(self, name)
             _require(value >= 0, f"ppo.{name}", value, "a number of at least 0")
+        modes = get_args(type(self).__annotations__["normalize_returns"])
+        _require(
+            self.normalize_returns in modes,
+            "ppo.normalize_returns",
+            self.normalize_returns,
+            f"one of {', '.join(modes)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +152,10 @@ class TrainConfig:
     """The actor's optimizer."""
     critic: OptimizerConfig = field(default_factory=PSGDConfig)
     """The critic's optimizer."""
+    actor_schedule: Schedule = field(default_factory=Linear)
+    """The actor's learning rate over the run."""
+    critic_schedule: Schedule = field(default_factory=Linear)
+    """The critic's learning rate over the run."""
     eval_every: int = 50
     """Rollouts from one deterministic evaluation to the next; 0 evaluates at the end only."""
     eval_episodes: int = 10
@@ -188,6 +229,8 @@ CHOICES: Mapping[str, Mapping[str, object]] = {
     **OPTIMIZER_PARTS,
     "actor": OPTIMIZERS,
     "critic": OPTIMIZERS,
+    "actor_schedule": SCHEDULES,
+    "critic_schedule": SCHEDULES,
 }
 """What the parts of a run can be, by field and name."""
 

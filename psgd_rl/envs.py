@@ -19,6 +19,7 @@ from mujoco.batch import Batch
 from numpy.typing import NDArray
 
 from psgd_optim.types import InputError
+from psgd_rl.spaces import ActionSpace, Box
 from psgd_rl.tasks import BoolArray, FloatArray, Motion, Task
 
 
@@ -33,6 +34,7 @@ class Step:
         truncated: (n,), whether it ran out of time: its value goes on in `final_observation`.
         final_observation: (n, o), what the action led to, before any reset; equal to
             `observation` where no episode ended.
+        is_real: (n,), whether the step was the action's outcome.
     """
 
     observation: FloatArray
@@ -40,6 +42,7 @@ class Step:
     terminated: BoolArray
     truncated: BoolArray
     final_observation: FloatArray
+    is_real: BoolArray
 
 
 def load_model(xml_file: str) -> mujoco.MjModel:
@@ -95,7 +98,8 @@ class VectorEnv:
         self._generators = [np_random(seed)[0] for seed in seeds]
         self._elapsed = np.zeros(len(seeds), dtype=np.int64)
         self._steps = 0
-        self.action_low, self.action_high = model.actuator_ctrlrange.astype(np.float32).T
+        low, high = model.actuator_ctrlrange.astype(np.float32).T
+        self.actions: ActionSpace = Box(low=low, high=high)
         self._reset(np.arange(len(seeds)))
         self.observation = self._observe()
 
@@ -103,11 +107,6 @@ class VectorEnv:
     def num_envs(self) -> int:
         """The number of simulations, `n`."""
         return len(self._generators)
-
-    @property
-    def action_size(self) -> int:
-        """The number of actuators, `a`."""
-        return len(self.action_low)
 
     @property
     def observation_size(self) -> int:
@@ -151,6 +150,7 @@ class VectorEnv:
             terminated=terminated,
             truncated=truncated,
             final_observation=final,
+            is_real=np.ones(self.num_envs, dtype=bool),
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
 from psgd_rl.config import FIRST_EVALUATION_SEED
 from psgd_rl.envs import VectorEnv
+from psgd_rl.rollout import allowed
 from psgd_rl.tasks import FloatArray, find_task
 
 KIND = "psgd_rl"
@@ -78,7 +79,7 @@ def evaluate(agent: Agent, episodes: int, *, threads: int = 1) -> Evaluation:
     # All step until the longest episode ends; what follows the first end of each is not counted.
     while running.any():
         action = agent.best_action(policy, env.observation)
-        step = env.step(np.clip(action, env.action_low, env.action_high))
+        step = env.step(allowed(action, env.actions))
         returns += np.where(running, step.reward, 0.0)
         lengths += running
         running &= ~(step.terminated | step.truncated)

@@ -22,7 +22,7 @@ def random_actions(env: VectorEnv, seed: int = 0):
     generator = np.random.default_rng(seed)
     while True:
         # Beyond the bounds too: the physics clips, the cost does not.
-        yield generator.uniform(-1.5, 1.5, (env.num_envs, env.action_size))
+        yield generator.uniform(-1.5, 1.5, (env.num_envs, env.actions.size))
 
 
 @pytest.mark.parametrize("env_id", TASKS)
