@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from psgd_rl.actor_critic import ActingPolicy, GaussianActor
-from psgd_rl.envs import VectorEnv
+from psgd_rl.envs import Step, VectorEnv
 from psgd_rl.normalize import RunningMoments
 from psgd_rl.rollout import Collector
+from psgd_rl.spaces import Box
 from psgd_rl.tasks import HALF_CHEETAH
 
 TASK = replace(HALF_CHEETAH, max_episode_steps=15)
@@ -90,6 +91,45 @@ def test_noise_has_the_policys_deviation(policy):
     noise = rollout.actions.reshape(-1, 6) - means
     np.testing.assert_allclose(noise.std(axis=0), math.exp(0.5), rtol=0.1)
     np.testing.assert_allclose(noise.mean(axis=0), 0, atol=0.2)
+
+
+class PhantomEnv:
+    """Episodes of 3 steps, after each of which one step is no action's outcome."""
+
+    num_envs, observation_size = 1, 1
+    actions = Box(low=np.full(1, -1, np.float32), high=np.ones(1, np.float32))
+
+    def __init__(self) -> None:
+        self._count = 0
+        self.observation = np.zeros((1, 1))
+
+    def step(self, action) -> Step:
+        place = self._count % 4  # the last of 4 is the phantom
+        self._count += 1
+        self.observation = np.full((1, 1), [1.0, 2.0, 1000.0, 0.0][place])
+        return Step(
+            observation=self.observation,
+            reward=np.full(1, float(place < 3)),
+            terminated=np.full(1, place == 2),
+            truncated=np.zeros(1, dtype=bool),
+            final_observation=self.observation,
+            is_real=np.full(1, place < 3),
+        )
+
+
+def test_steps_that_are_not_real_are_told_apart_and_not_counted():
+    moments = RunningMoments((1,))
+    actor = GaussianActor(
+        (1, 4, 1),
+        log_std=0.0,
+        log_std_bounds=(-4.0, 1.0),
+        generator=torch.Generator().manual_seed(0),
+    )
+    rollout = Collector(PhantomEnv(), moments, 8, 0).collect(ActingPolicy(actor))
+    np.testing.assert_array_equal(rollout.is_real[:, 0], [True, True, True, False] * 2)
+    assert [(episode.total, episode.length) for episode in rollout.episodes] == [(3.0, 3)] * 2
+    # What real actions were chosen from: 0, 1 and 2, never the end of an episode.
+    assert (moments.count, moments.mean.item()) == (6, 1.0)
 
 
 def test_restored_collector_continues_bit_for_bit(policy, tmp_path):
