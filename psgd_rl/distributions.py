@@ -51,9 +51,13 @@ class Gaussian(Distribution):
     def log_probability(self, action: Tensor) -> Tensor:
         """Return the log density of actions (B, a), before any clipping to bounds, as (B,)."""
         z = (action - self.mean) * torch.exp(-self.log_std)
+        return self.log_density(z.square())
+
+    def log_density(self, squares: Tensor) -> Tensor:
+        """Return the log density, (B,), of the squares (B, a) of standardised actions."""
         # log N = -z^2 / 2 - log std - log(2 pi) / 2, summed over the components
         constant = 0.5 * math.log(2 * math.pi) * self.mean.shape[-1]
-        return -0.5 * z.square().sum(-1) - self.log_std.sum() - constant
+        return -0.5 * squares.sum(-1) - self.log_std.sum() - constant
 
     def entropy(self) -> Tensor:
         """Return the entropy, 0-D."""

@@ -11,9 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from psgd_optim.tools.stepping import check_clipping, reset_momentum, take_step
+from psgd_optim.tools.stepping import (
+    check_clipping,
+    needs_closure,
+    reset_momentum,
+    step_from_gradients,
+    take_step,
+)
 from psgd_optim.types import InputError
-from psgd_rl import losses
+from psgd_rl import gradients, losses
 from psgd_rl.actor_critic import Actor, Critic
 from psgd_rl.advantages import estimate_advantages
 from psgd_rl.config import PPOConfig
@@ -81,6 +87,10 @@ class Updater:
         self._config = config
         self._generator = torch.Generator().manual_seed(seed)
         self._device = next(actor.parameters()).device
+        self._knows_gradients = tuple(
+            gradients.covers(network) and not needs_closure(optimizer)
+            for network, optimizer in zip((actor, critic), optimizers, strict=True)
+        )
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from one rollout.
@@ -166,23 +176,37 @@ class Updater:
         return bool(losses.clip_fraction(log_ratio, self._config.clip) > most)
 
     def _step_actor(self, batch: Minibatch) -> None:
+        config, limit = self._config, self._config.actor_max_grad_norm
+        if self._knows_gradients[0]:
+            gradients.set_actor_gradient(self._actor, batch, config.clip, config.entropy)
+            step_from_gradients(self._actor_optimizer, self._actor.parameters(), limit)
+        else:
+            self._differentiate_actor(batch, limit)
+        self._actor.bound_()
+
+    def _step_critic(self, batch: Minibatch) -> None:
+        limit = self._config.critic_max_grad_norm
+        if self._knows_gradients[1]:
+            gradients.set_critic_gradient(self._critic, batch, self._config.value_clip)
+            step_from_gradients(self._critic_optimizer, self._critic.parameters(), limit)
+        else:
+            self._differentiate_critic(batch, limit)
+
+    def _differentiate_actor(self, batch: Minibatch, limit: float) -> None:
         def loss_of() -> Tensor:
             policy = self._actor.distribution(self._actor(batch.observation))
             log_ratio = policy.log_probability(batch.action) - batch.log_probability
             surrogate = losses.policy_loss(log_ratio, batch.advantage, self._config.clip)
             return surrogate - self._config.entropy * policy.entropy().mean()
 
-        limit = self._config.actor_max_grad_norm
         take_step(self._actor_optimizer, self._actor.parameters(), loss_of, limit)
-        self._actor.bound_()
 
-    def _step_critic(self, batch: Minibatch) -> None:
+    def _differentiate_critic(self, batch: Minibatch, limit: float) -> None:
         def loss_of() -> Tensor:
             value = self._critic(batch.observation)
             clip = self._config.value_clip
             return losses.clipped_value_loss(value, batch.target, batch.value, clip)
 
-        limit = self._config.critic_max_grad_norm
         take_step(self._critic_optimizer, self._critic.parameters(), loss_of, limit)
 
     def _log_probability(self, samples: _Samples | Minibatch) -> Tensor:

@@ -115,8 +115,21 @@ def take_step(
         return seen[0]
     loss = loss_of()
     loss.backward()  # type: ignore[no-untyped-call]
+    step_from_gradients(optimizer, parameters, max_norm)
+    return loss.detach()
+
+
+def step_from_gradients(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], max_norm: float
+) -> None:
+    """Clip the gradients that are there, take a step, and drop them.
+
+    Args:
+        optimizer: Steps from gradients.
+        parameters: What it trains.
+        max_norm: Largest norm of the gradient; 0 for no clipping.
+    """
     if max_norm > 0:
         nn.utils.clip_grad_norm_(parameters, max_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()

@@ -8,6 +8,7 @@ import torch
 
 from psgd_optim.config import AdamWConfig, PSGDConfig, build
 from psgd_optim.types import InputError
+from psgd_rl import gradients
 from psgd_rl.actor_critic import CategoricalActor, Critic, GaussianActor
 from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
@@ -235,6 +236,19 @@ def test_normalised_values_are_in_units_of_the_returns():
     values = moments.mean + moments.deviation * output.detach().numpy()
     assert values.mean() == pytest.approx(1000, rel=0.03)
     assert np.abs(output.detach().numpy()).max() < 3
+
+
+@pytest.mark.parametrize("is_discrete", [False, True])
+def test_gradients_derived_by_hand_make_the_updates_of_autograd(is_discrete, monkeypatch):
+    results = []
+    for by_hand in (True, False):
+        monkeypatch.setattr(gradients, "covers", lambda network, answer=by_hand: answer)
+        parts = Parts(is_discrete=is_discrete, entropy=0.1, value_clip=0.1, minibatches=2)
+        kinds = {"actions": np.ones((STEPS, ENVS), dtype=np.int64)} if is_discrete else {}
+        parts.updater.update(make_rollout(**kinds))
+        results.append(weights(parts))
+    assert not torch.equal(*results)  # float32 rounds them differently
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig])
