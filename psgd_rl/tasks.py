@@ -98,7 +98,50 @@ HALF_CHEETAH = Task(
     is_terminated=_never,
 )
 
-TASKS: dict[str, Task] = {HALF_CHEETAH.env_id: HALF_CHEETAH}
+
+def _walker_noise(
+    generator: np.random.Generator, positions: int, velocities: int
+) -> tuple[FloatArray, FloatArray]:
+    return (
+        generator.uniform(low=-5e-3, high=5e-3, size=positions),
+        generator.uniform(low=-5e-3, high=5e-3, size=velocities),
+    )
+
+
+def _without_x_clipped(qpos: FloatArray, qvel: FloatArray) -> FloatArray:
+    """Observe as `_without_x`, with velocities in [-10, 10]."""
+    return _without_x(qpos, qvel.clip(-10, 10))
+
+
+def _walker_is_healthy(motion: Motion) -> BoolArray:
+    """Whether the torso is high and upright enough to go on walking."""
+    height, angle = motion.qpos[:, 1], motion.qpos[:, 2]
+    return (height > 0.8) & (height < 2.0) & (angle > -1.0) & (angle < 1.0)
+
+
+def _walker_reward(motion: Motion) -> Mapping[str, FloatArray]:
+    """Forward velocity plus 1 while healthy minus 0.001 |action|^2, the cost in float32."""
+    velocity = (motion.qpos[:, 0] - motion.qpos_before[:, 0]) / motion.seconds
+    cost = 1e-3 * np.sum(np.square(motion.action), axis=1)
+    return {
+        "forward": velocity,
+        "survive": _walker_is_healthy(motion).astype(np.float64),
+        "control": -cost,
+    }
+
+
+WALKER_2D = Task(
+    env_id="Walker2d-v5",
+    xml_file="walker2d_v5.xml",
+    frame_skip=4,
+    max_episode_steps=1000,
+    noise=_walker_noise,
+    observe=_without_x_clipped,
+    reward_terms=_walker_reward,
+    is_terminated=lambda motion: ~_walker_is_healthy(motion),
+)
+
+TASKS: dict[str, Task] = {task.env_id: task for task in (HALF_CHEETAH, WALKER_2D)}
 """Every environment by its gymnasium name."""
 
 
