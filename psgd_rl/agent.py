@@ -14,7 +14,7 @@ from psgd_rl.actor_critic import ActingPolicy, Actor, Float32Array
 from psgd_rl.config import NetworkConfig
 from psgd_rl.envs import VectorEnv
 from psgd_rl.normalize import RunningMoments
-from psgd_rl.tasks import FloatArray
+from psgd_rl.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,11 @@ class Agent:
             InputError: If the sizes of observations or actions differ.
         """
         want = (self.sizes[0], self.sizes[-1])
-        have = (env.observation_size, env.action_size)
+        have = (env.observation_size, env.actions.size)
         if want != have:
             raise InputError(
                 f"The agent takes {want[0]} observations and gives {want[1]} actions, "
-                f"{env.task.env_id} has {have[0]} and {have[1]}; name the agent's own environment."
+                f"{env.env_id} has {have[0]} and {have[1]}; name the agent's own environment."
             )
 
     def acting_policy(self) -> ActingPolicy:

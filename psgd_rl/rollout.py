@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from psgd_optim.types import InputError
 from psgd_rl.actor_critic import ActingPolicy, Float32Array
 from psgd_rl.envs import VectorEnv
 from psgd_rl.normalize import RunningMoments
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.spaces import Box
+from psgd_rl.types import BoolArray, FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,23 @@ class Rollout:
     episodes: list[Episode]
 
 
+def box_bounds(env: VectorEnv) -> tuple[FloatArray, FloatArray]:
+    """Return the least and the largest actions, (a,) each.
+
+    Args:
+        env: The environments.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        InputError: If the actions are not continuous.
+    """
+    if not isinstance(env.actions, Box):
+        raise InputError(f"{env.env_id} has {env.actions.count} actions; give one with a Box.")
+    return env.actions.low, env.actions.high
+
+
 class Collector:
     """Steps the environments and remembers where they are.
 
@@ -68,11 +87,12 @@ class Collector:
         self._generator = np.random.default_rng(seed)
         self._totals = np.zeros(env.num_envs)
         self._lengths = np.zeros(env.num_envs, dtype=np.int64)
+        self._low, self._high = box_bounds(env)
         shape = (steps, env.num_envs)
         self._raw = np.zeros((*shape, env.observation_size))
         self._observations = np.zeros(self._raw.shape, dtype=np.float32)
         self._next_observations = np.zeros_like(self._observations)
-        self._actions = np.zeros((*shape, env.action_size), dtype=np.float32)
+        self._actions = np.zeros((*shape, env.actions.size), dtype=np.float32)
         self._rewards = np.zeros(shape)
         self._terminated = np.zeros(shape, dtype=bool)
         self._truncated = np.zeros(shape, dtype=bool)
@@ -99,7 +119,7 @@ class Collector:
             self._observations[t] = observation
             action = self._actions[t]
             action += policy.mean(observation)
-            step = self._env.step(np.clip(action, self._env.action_low, self._env.action_high))
+            step = self._env.step(np.clip(action, self._low, self._high))
             self._rewards[t], self._terminated[t] = step.reward, step.terminated
             self._truncated[t] = step.truncated
             done = step.terminated | step.truncated
@@ -153,5 +173,6 @@ class Collector:
         """
         self._env.load_state_dict(state["env"])
         self._generator.bit_generator.state = state["generator"]
-        self._totals[...] = state["totals"].numpy()
-        self._lengths[...] = state["lengths"].numpy()
+        if self._env.is_restorable:
+            self._totals[...] = state["totals"].numpy()
+            self._lengths[...] = state["lengths"].numpy()

@@ -17,7 +17,7 @@ from psgd_rl.advantages import estimate_advantages
 from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
-from psgd_rl.tasks import FloatArray
+from psgd_rl.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
