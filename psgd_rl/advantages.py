@@ -7,7 +7,7 @@ Pardo et al. 2018 (arXiv 1712.00378), section 3.
 
 import numpy as np
 
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.types import BoolArray, FloatArray
 
 
 def estimate_advantages(

@@ -16,7 +16,7 @@ from psgd_rl.distributions import ActionArray
 from psgd_rl.envs import VectorEnv
 from psgd_rl.normalize import RunningMoments
 from psgd_rl.spaces import Discrete
-from psgd_rl.tasks import FloatArray
+from psgd_rl.types import FloatArray
 
 _KINDS = {False: "continuous", True: "numbered"}
 
@@ -102,7 +102,7 @@ class Agent:
         if want != have:
             raise InputError(
                 f"The agent takes {want[0]} observations and gives {want[1]} {want[2]} actions, "
-                f"{self.env_id} has {have[0]} and {have[1]} {have[2]}; name the agent's own "
+                f"{env.env_id} has {have[0]} and {have[1]} {have[2]}; name the agent's own "
                 "environment."
             )
 

@@ -15,8 +15,8 @@ from psgd_optim.config import (
 )
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
+from psgd_rl.envs import check_env_id
 from psgd_rl.schedules import SCHEDULES, Linear, Schedule
-from psgd_rl.tasks import HALF_CHEETAH, find_task
 
 FIRST_EVALUATION_SEED = 10**9
 """Evaluation episode `i` has this seed plus `i`; those of training end below it."""
@@ -134,8 +134,8 @@ class PPOConfig:
 class TrainConfig:
     """One training run of PPO."""
 
-    env_id: str = HALF_CHEETAH.env_id
-    """The environment, by gymnasium's name."""
+    env_id: str = "HalfCheetah-v5"
+    """The environment: gymnasium's name, or module:callable."""
     total_steps: int = 1_000_000
     """Environment steps, all environments together; rounded up to whole rollouts."""
     seed: int = 0
@@ -164,8 +164,8 @@ class TrainConfig:
     """Rollouts from one checkpoint to the next."""
     threads: int = 1
     """Threads of torch's operations; small networks gain nothing from more."""
-    env_threads: int = 2
-    """Threads that step the environments; the results do not depend on it."""
+    env_threads: int = 0
+    """Threads that step the environments, 0 for the fastest number; no result depends on it."""
     device: str = "auto"
     """Where the networks are trained: auto (CUDA if there is one), cpu, cuda; acting is always on
     the CPU."""
@@ -177,7 +177,7 @@ class TrainConfig:
     """Delete the run that is in the folder first."""
 
     def __post_init__(self) -> None:
-        find_task(self.env_id)
+        check_env_id(self.env_id)
         for name in (
             "total_steps",
             "num_envs",
@@ -191,7 +191,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value >= 0, name, value, "0 or more")
         check_threads("--threads", self.threads)
-        check_threads("--env-threads", self.env_threads)
+        check_threads("--env-threads", self.env_threads, least=0)
         most = FIRST_EVALUATION_SEED // self.num_envs - 1
         _require(self.seed <= most, "seed", self.seed, f"at most {most} with this num-envs")
         # A deviation over the samples of a part takes two of them.

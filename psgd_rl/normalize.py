@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.types import BoolArray, FloatArray
 
 CLIP = 10.0
 """Largest absolute normalised value; the habit of the field since OpenAI's Baselines."""

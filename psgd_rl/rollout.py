@@ -15,7 +15,7 @@ from psgd_rl.distributions import ActionArray, Float32Array
 from psgd_rl.envs import Step, VectorEnv
 from psgd_rl.normalize import RunningMoments
 from psgd_rl.spaces import ActionSpace, Box
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.types import BoolArray, FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,5 +176,6 @@ class Collector:
         """
         self._env.load_state_dict(state["env"])
         self._generator.bit_generator.state = state["generator"]
-        self._totals[...] = state["totals"].numpy()
-        self._lengths[...] = state["lengths"].numpy()
+        if self._env.is_restorable:
+            self._totals[...] = state["totals"].numpy()
+            self._lengths[...] = state["lengths"].numpy()

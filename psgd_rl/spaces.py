@@ -1,9 +1,8 @@
-"""What actions an environment takes."""
+"""What a policy may choose from."""
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
+from psgd_rl.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -11,25 +10,25 @@ class Box:
     """Continuous actions.
 
     Args:
-        low: (a,), the smallest value of each component, possibly -inf.
-        high: (a,), the largest.
+        low: (a,) float32, the least value of each; may be infinite.
+        high: (a,) float32, the largest.
     """
 
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
+    low: FloatArray
+    high: FloatArray
 
     @property
     def size(self) -> int:
-        """The number of components, `a`."""
+        """The number of values of an action, `a`."""
         return len(self.low)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Discrete:
-    """Actions numbered from 0.
+    """One of several actions, 0 to `count - 1`.
 
     Args:
-        count: How many there are.
+        count: How many.
     """
 
     count: int

@@ -18,14 +18,13 @@ from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic
 from psgd_rl.agent import Agent
 from psgd_rl.config import TrainConfig
-from psgd_rl.envs import VectorEnv
+from psgd_rl.envs import make_env
 from psgd_rl.evaluate import KIND, Evaluation, evaluate
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.optimizers import build_optimizer, health
 from psgd_rl.rollout import Collector, Episode
 from psgd_rl.schedules import LearningRate
 from psgd_rl.spaces import Discrete
-from psgd_rl.tasks import find_task
 from psgd_rl.update import Updater
 
 _HEALTH_EVERY = 10
@@ -72,6 +71,7 @@ def train(config: TrainConfig) -> Result:
         with run.open_folder():
             total = config.iterations * config.rollout_size
             with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
+                bar.set_postfix(env_threads=run.env_threads)
                 while run.steps < total and not interrupt.requested:
                     run.iterate()
                     bar.update(config.rollout_size)
@@ -91,7 +91,8 @@ class _Run:
         generator = torch.Generator().manual_seed(config.seed)
         # Seeds s and s + 1 share no environment's seed.
         seeds = [config.seed * config.num_envs + i for i in range(config.num_envs)]
-        env = VectorEnv(find_task(config.env_id), seeds, threads=config.env_threads)
+        env = make_env(config.env_id, seeds, config.env_threads)
+        self.env_threads = env.threads
         # One generator for both networks, actor first: the order is part of what a seed means.
         hidden = config.network.hidden
         sizes = (env.observation_size, *hidden, env.actions.size)
@@ -204,12 +205,13 @@ class _Run:
             "return_mean": evaluation.return_mean if evaluation else None,
             "return_std": evaluation.return_std if evaluation else None,
             "episodes": self._config.eval_episodes if evaluation else 0,
+            "env_threads": self.env_threads,
         }
 
     def _evaluate(self) -> Evaluation:
         """Evaluate, log, and keep the agent if it is the best so far."""
         config = self._config
-        evaluation = evaluate(self._agent, config.eval_episodes, threads=config.env_threads)
+        evaluation = evaluate(self._agent, config.eval_episodes, threads=self.env_threads)
         figures = {
             "eval/return_mean": evaluation.return_mean,
             "eval/return_std": evaluation.return_std,

@@ -27,7 +27,7 @@ from psgd_rl.distributions import ActionArray
 from psgd_rl.losses import Minibatch
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
-from psgd_rl.tasks import FloatArray
+from psgd_rl.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ def test_steps_are_rounded_up_to_whole_rollouts(steps, iterations):
         (lambda: TrainConfig(total_steps=0), "total_steps = 0; give 1 or more"),
         (lambda: TrainConfig(num_envs=0), "num_envs = 0"),
         (lambda: TrainConfig(threads=0), "--threads 0; give 1 to 256"),
-        (lambda: TrainConfig(env_threads=-1), "--env-threads -1; give 1 to 256"),
+        (lambda: TrainConfig(env_threads=-1), "--env-threads -1; give 0 to 256"),
         (lambda: TrainConfig(eval_every=-1), "eval_every = -1; give 0 or more"),
         (lambda: TrainConfig(seed=-1), "seed = -1; give 0 or more"),
         (lambda: replace(TrainConfig(), num_envs=1, rollout_steps=2), "at most .* 2"),

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from psgd_rl.actor_critic import ActingPolicy, GaussianActor
-from psgd_rl.envs import Step, VectorEnv
+from psgd_rl.envs import Step
+from psgd_rl.envs.mujoco_env import MujocoEnv
+from psgd_rl.envs.tasks import HALF_CHEETAH
 from psgd_rl.normalize import RunningMoments
 from psgd_rl.rollout import Collector
 from psgd_rl.spaces import Box
-from psgd_rl.tasks import HALF_CHEETAH
 
 TASK = replace(HALF_CHEETAH, max_episode_steps=15)
 
@@ -26,7 +27,7 @@ def policy() -> ActingPolicy:
 
 
 def make_collector(task=TASK, steps=20, seed=0) -> Collector:
-    return Collector(VectorEnv(task, [1, 2, 3]), RunningMoments((17,)), steps, seed)
+    return Collector(MujocoEnv(task, [1, 2, 3]), RunningMoments((17,)), steps, seed)
 
 
 def copied(rollout):
@@ -36,7 +37,7 @@ def copied(rollout):
 def test_actions_are_stored_unclipped_and_stepped_clipped(policy):
     rollout = make_collector().collect(policy)
     assert np.abs(rollout.actions).max() > 1
-    env = VectorEnv(TASK, [1, 2, 3])
+    env = MujocoEnv(TASK, [1, 2, 3])
     for t, action in enumerate(rollout.actions):
         step = env.step(np.clip(action, -1, 1))
         np.testing.assert_array_equal(rollout.rewards[t], step.reward)
@@ -46,7 +47,7 @@ def test_actions_are_stored_unclipped_and_stepped_clipped(policy):
 
 def test_next_observation_is_from_before_the_reset(policy):
     rollout = make_collector().collect(policy)
-    env, plain = VectorEnv(TASK, [1, 2, 3]), RunningMoments((17,))
+    env, plain = MujocoEnv(TASK, [1, 2, 3]), RunningMoments((17,))
     for t, action in enumerate(rollout.actions):
         np.testing.assert_array_equal(rollout.observations[t], plain.normalize(env.observation))
         step = env.step(np.clip(action, -1, 1))
@@ -70,9 +71,9 @@ def test_finished_episodes_have_their_raw_return_and_length(policy):
 
 def test_statistics_change_only_at_the_end(policy):
     moments = RunningMoments((17,))
-    collector = Collector(VectorEnv(TASK, [1, 2, 3]), moments, 20, 0)
+    collector = Collector(MujocoEnv(TASK, [1, 2, 3]), moments, 20, 0)
     actions = collector.collect(policy).actions
-    env, seen = VectorEnv(TASK, [1, 2, 3]), []
+    env, seen = MujocoEnv(TASK, [1, 2, 3]), []
     for action in actions:
         seen.append(env.observation)
         env.step(np.clip(action, -1, 1))
