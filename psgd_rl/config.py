@@ -1,7 +1,7 @@
 """What a training run can be told, and the named starting points."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -237,12 +237,14 @@ CHOICES: Mapping[str, Mapping[str, object]] = {
 TUNED: dict[str, dict[str, OptimizerConfig]] = {
     "halfcheetah": {"psgd": _PSGD, "adamw": AdamWConfig(lr=6e-4, beta2=0.999, eps=1e-5)},
     "smoke": {"psgd": _PSGD},
+    "cartpole": {"psgd": replace(_PSGD, lr=3e-3), "adamw": AdamWConfig(lr=1e-3)},
 }
 """Per preset, the settings that each optimizer starts from."""
 
 ABOUT = {
     "halfcheetah": "HalfCheetah-v5, 1 M steps; some two minutes on two cores",
-    "smoke": "the same with tiny networks; under a second, to see what a run writes",
+    "cartpole": "CartPole-v1, numbered actions; solved in less than a minute on one core",
+    "smoke": "halfcheetah with tiny networks; under a second, to see what a run writes",
 }
 """What each preset is, in a line."""
 
@@ -251,6 +253,17 @@ PRESETS: dict[str, TrainConfig] = {
         actor=TUNED["halfcheetah"]["psgd"],
         critic=TUNED["halfcheetah"]["psgd"],
         run_dir=Path("runs/halfcheetah"),
+    ),
+    "cartpole": TrainConfig(
+        env_id="CartPole-v1",
+        total_steps=30_000,
+        rollout_steps=64,
+        ppo=PPOConfig(epochs=4, minibatches=4),
+        actor=TUNED["cartpole"]["psgd"],
+        critic=TUNED["cartpole"]["psgd"],
+        eval_every=20,
+        eval_episodes=20,
+        run_dir=Path("runs/cartpole"),
     ),
     "smoke": TrainConfig(
         total_steps=1024,

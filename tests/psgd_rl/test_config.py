@@ -9,7 +9,7 @@ from psgd_rl.config import PRESETS, NetworkConfig, PPOConfig, TrainConfig
 
 
 def test_presets_use_psgd_for_both_networks():
-    assert set(PRESETS) == {"halfcheetah", "smoke"}
+    assert set(PRESETS) == {"halfcheetah", "cartpole", "smoke"}
     for preset in PRESETS.values():
         assert (preset.actor.name, preset.critic.name) == ("psgd", "psgd")
 
