@@ -15,6 +15,7 @@ from psgd_rl import losses
 from psgd_rl.actor_critic import Actor, Critic, Float32Array
 from psgd_rl.advantages import estimate_advantages
 from psgd_rl.config import PPOConfig
+from psgd_rl.curvature import Pair, curvature_pair, normal_kl, value_distance
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
 from psgd_rl.tasks import FloatArray
@@ -122,10 +123,19 @@ class Updater:
         def critic_loss() -> Tensor:
             return losses.value_loss(self._critic(observation), target[part])
 
+        def actor_pair() -> Pair:
+            outputs = (self._actor(observation), self._actor.log_std)
+            return curvature_pair(normal_kl, outputs, self._actor_optimizer, self._generator)
+
+        def critic_pair() -> Pair:
+            outputs = (self._critic(observation),)
+            return curvature_pair(value_distance, outputs, self._critic_optimizer, self._generator)
+
         limit = self._config.max_grad_norm
-        take_step(self._actor_optimizer, self._actor.parameters(), actor_loss, limit)
-        self._actor.bound_log_std_()
-        take_step(self._critic_optimizer, self._critic.parameters(), critic_loss, limit)
+        actor, critic = self._actor, self._critic
+        take_step(self._actor_optimizer, actor.parameters(), actor_loss, limit, actor_pair)
+        actor.bound_log_std_()
+        take_step(self._critic_optimizer, critic.parameters(), critic_loss, limit, critic_pair)
 
     @torch.no_grad()
     def _to_device(self, rollout: Rollout) -> _Samples:
