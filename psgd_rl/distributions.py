@@ -34,6 +34,10 @@ class Distribution(abc.ABC):
     def kl(self, new: Self) -> Tensor:
         """Return KL(self || new), (B,), in nats."""
 
+    @abc.abstractmethod
+    def detach(self) -> Self:
+        """Return the same distribution without its graph."""
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,6 +74,10 @@ class Gaussian(Distribution):
         moved = (self.mean - new.mean) * torch.exp(-new.log_std)
         return (growth + 0.5 * (torch.exp(-2 * growth) + moved.square()) - 0.5).sum(-1)
 
+    def detach(self) -> "Gaussian":
+        """Return the same without the graphs of mean and log-std."""
+        return Gaussian(mean=self.mean.detach(), log_std=self.log_std.detach())
+
 
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -95,6 +103,10 @@ class Categorical(Distribution):
         """Return KL(self || new), (B,)."""
         log_p = self.logits.log_softmax(-1)
         return (log_p.exp() * (log_p - new.logits.log_softmax(-1))).sum(-1)
+
+    def detach(self) -> "Categorical":
+        """Return the same without the graph of the logits."""
+        return Categorical(logits=self.logits.detach())
 
 
 class Sampler(abc.ABC):

@@ -23,6 +23,7 @@ from psgd_rl import gradients, losses
 from psgd_rl.actor_critic import Actor, Critic
 from psgd_rl.advantages import estimate_advantages
 from psgd_rl.config import PPOConfig
+from psgd_rl.curvature import Pair, curvature_pair, policy_divergence, value_divergence
 from psgd_rl.distributions import ActionArray
 from psgd_rl.losses import Minibatch
 from psgd_rl.normalize import RewardScaler
@@ -179,7 +180,12 @@ class Updater:
         config, limit = self._config, self._config.actor_max_grad_norm
         if self._knows_gradients[0]:
             gradients.set_actor_gradient(self._actor, batch, config.clip, config.entropy)
-            step_from_gradients(self._actor_optimizer, self._actor.parameters(), limit)
+            step_from_gradients(
+                self._actor_optimizer,
+                self._actor.parameters(),
+                limit,
+                lambda: self._actor_pair(batch),
+            )
         else:
             self._differentiate_actor(batch, limit)
         self._actor.bound_()
@@ -188,7 +194,12 @@ class Updater:
         limit = self._config.critic_max_grad_norm
         if self._knows_gradients[1]:
             gradients.set_critic_gradient(self._critic, batch, self._config.value_clip)
-            step_from_gradients(self._critic_optimizer, self._critic.parameters(), limit)
+            step_from_gradients(
+                self._critic_optimizer,
+                self._critic.parameters(),
+                limit,
+                lambda: self._critic_pair(batch),
+            )
         else:
             self._differentiate_critic(batch, limit)
 
@@ -199,7 +210,13 @@ class Updater:
             surrogate = losses.policy_loss(log_ratio, batch.advantage, self._config.clip)
             return surrogate - self._config.entropy * policy.entropy().mean()
 
-        take_step(self._actor_optimizer, self._actor.parameters(), loss_of, limit)
+        take_step(
+            self._actor_optimizer,
+            self._actor.parameters(),
+            loss_of,
+            limit,
+            lambda: self._actor_pair(batch),
+        )
 
     def _differentiate_critic(self, batch: Minibatch, limit: float) -> None:
         def loss_of() -> Tensor:
@@ -207,7 +224,21 @@ class Updater:
             clip = self._config.value_clip
             return losses.clipped_value_loss(value, batch.target, batch.value, clip)
 
-        take_step(self._critic_optimizer, self._critic.parameters(), loss_of, limit)
+        take_step(
+            self._critic_optimizer,
+            self._critic.parameters(),
+            loss_of,
+            limit,
+            lambda: self._critic_pair(batch),
+        )
+
+    def _actor_pair(self, batch: Minibatch) -> Pair:
+        policy = self._actor.distribution(self._actor(batch.observation))
+        return curvature_pair(policy_divergence(policy), self._actor_optimizer, self._generator)
+
+    def _critic_pair(self, batch: Minibatch) -> Pair:
+        value = self._critic(batch.observation)
+        return curvature_pair(value_divergence(value), self._critic_optimizer, self._generator)
 
     def _log_probability(self, samples: _Samples | Minibatch) -> Tensor:
         """Return the log-probabilities of actions under the actor as it is."""

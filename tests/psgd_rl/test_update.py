@@ -1,12 +1,14 @@
 """The update: which steps it takes, when it stops, and what the critic learns."""
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from psgd_optim.config import AdamWConfig, PSGDConfig, build
+from psgd_optim.config import AdamWConfig, CurvatureCriterion, PSGDConfig, build
 from psgd_optim.types import InputError
 from psgd_rl import gradients
 from psgd_rl.actor_critic import CategoricalActor, Critic, GaussianActor
@@ -15,6 +17,7 @@ from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
 from psgd_rl.update import Updater
 
+CURVATURE = partial(PSGDConfig, criterion=CurvatureCriterion(), trust_region=1e-3)
 STEPS, ENVS, OBSERVED, ACTIONS = 30, 4, 3, 2
 GAMMA = 0.9
 
@@ -68,6 +71,17 @@ def test_every_pass_steps_once_per_minibatch():
     assert parts.calls == 12
     names = "policy_loss value_loss entropy old_approx_kl approx_kl clipfrac explained_variance"
     assert set(figures) == {f"losses/{name}" for name in names.split()}
+
+
+@pytest.mark.parametrize("radius", [1e-5, 1e-3])
+def test_natural_step_moves_the_policy_by_about_its_trust_region(radius):
+    lr = 0.5
+    config = partial(CURVATURE, trust_region=radius, momentum=0.0, clip_joint_rms=math.inf)
+    parts = Parts(kind=config, lr=lr, epochs=1, minibatches=20, target_kl=0.0)
+    parts.updater.update(make_rollout())  # fits the preconditioner
+    parts.updater._config = PPOConfig(gamma=GAMMA, epochs=1, minibatches=1)
+    figures = parts.updater.update(make_rollout(1))
+    assert 0.3 < figures["losses/approx_kl"] / (lr**2 * radius) < 3
 
 
 def test_kl_limit_ends_the_passes():
@@ -251,7 +265,7 @@ def test_gradients_derived_by_hand_make_the_updates_of_autograd(is_discrete, mon
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig])
+@pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig, CURVATURE])
 def test_restored_updater_continues_bit_for_bit(kind, tmp_path):
     one, two = Parts(kind=kind, epochs=2), Parts(kind=kind, epochs=2)
     one.updater.update(make_rollout(0))
