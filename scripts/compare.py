@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from _cli import BAD_INPUT, OK, again, parse, parse_known, run
 
 from psgd_lm import compare as lm
-from psgd_lm.entries import Grid, known_optimizers, members
+from psgd_lm.entries import LMGrid, known_optimizers, members
 from psgd_lm.presets import ABOUT, CHOICES, PRESETS
 from psgd_optim.tools.names import closest
 from psgd_optim.types import InputError
@@ -18,7 +18,7 @@ def compare_lm(args: Sequence[str]) -> None:
     if flags and not flags[0].startswith("-"):
         preset, *flags = flags
     grid, rest = parse_known(
-        Grid(), flags, prog=f"compare.py lm {preset}", more_help=_names(preset)
+        LMGrid(), flags, prog=f"compare.py lm {preset}", more_help=_names(preset)
     )
     task = parse(PRESETS, [preset, *rest], prog="compare.py lm", about=ABOUT, choices=CHOICES)
     result = lm.compare(members(preset, task, grid), grid)
