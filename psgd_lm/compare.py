@@ -113,7 +113,7 @@ def _report(done: Sequence[LMMember], grid: LMGrid) -> Comparison:
         "members": {member.name: dict(member.summary) for member in done},
     }
     write_json(run_dir / FIGURES, figures)
-    _write_hparams(done, run_dir)
+    write_hparams(run_dir, {m.name: _hparams(m) for m in done if m.status == "finished"})
     return Comparison(
         status="finished",
         run_dir=run_dir,
@@ -138,15 +138,13 @@ def _draw(rows: Sequence[Row], goal: Goal | None, floor: float, path: Path) -> N
     draw_curves(families, levels, path)
 
 
-def _write_hparams(done: Sequence[LMMember], run_dir: Path) -> None:
-    for member in done:
-        if member.status == "finished":
-            settings = {
-                "optimizer": member.optimizer,
-                "lr": member.lr,
-                "weight_decay": member.weight_decay or 0.0,
-                "seed": member.summary["seed"],
-            }
-            names = ("val_loss", "bits_per_byte", "ms_per_step")
-            figures = {name: member.summary[name] for name in names}
-            write_hparams(run_dir, member.name, settings, figures)
+def _hparams(member: LMMember) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what runs differ in and what they came to."""
+    settings = {
+        "optimizer": member.optimizer,
+        "lr": member.lr,
+        "weight_decay": member.weight_decay or 0.0,
+        "seed": member.summary["seed"],
+    }
+    names = ("val_loss", "bits_per_byte", "ms_per_step")
+    return settings, {name: member.summary[name] for name in names}

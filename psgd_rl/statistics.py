@@ -68,7 +68,7 @@ def estimate_iqm(tasks: Sequence[Scores], *, resamples: int = RESAMPLES) -> Esti
         return interquartile_mean(np.concatenate(parts, axis=-1))
 
     # Runs last, so that resamples and points lead.
-    return _bootstrap([np.moveaxis(scores, 0, -1) for scores in tasks], pooled, resamples)
+    return bootstrap([np.moveaxis(scores, 0, -1) for scores in tasks], pooled, resamples=resamples)
 
 
 def estimate_improvement(
@@ -100,11 +100,14 @@ def estimate_improvement(
 
     if len(tasks) != len(baseline):
         raise InputError(f"Got {len(tasks)} tasks and {len(baseline)} of the baseline; give both.")
-    return _bootstrap([*tasks, *baseline], won, resamples)
+    return bootstrap([*tasks, *baseline], won, resamples=resamples)
 
 
-def _bootstrap(
-    strata: Sequence[Scores], statistic: Callable[[Sequence[Scores]], Scores], resamples: int
+def bootstrap(
+    strata: Sequence[Scores],
+    statistic: Callable[[Sequence[Scores]], Scores],
+    *,
+    resamples: int = RESAMPLES,
 ) -> Estimate:
     """Return a statistic with its percentile interval.
 

@@ -142,19 +142,18 @@ def failures(done: Sequence[Member]) -> list[str]:
 
 
 def write_hparams(
-    run_dir: Path, name: str, settings: Mapping[str, Any], figures: Mapping[str, float]
+    run_dir: Path, runs: Mapping[str, tuple[Mapping[str, Any], Mapping[str, float]]]
 ) -> None:
-    """Write a run's final figures for TensorBoard's table of hyper-parameters.
+    """Write final figures for TensorBoard's table of hyper-parameters.
 
     Args:
         run_dir: The comparison's folder.
-        name: The run's.
-        settings: What the runs differ in.
-        figures: What they came to.
+        runs: By name, what the runs differ in and what they came to.
     """
     with SummaryWriter(str(run_dir)) as writer:
-        metrics = {f"final/{key}": value for key, value in figures.items()}
-        writer.add_hparams(dict(settings), metrics, run_name=f"hparams/{name}")
+        for name, (settings, figures) in runs.items():
+            metrics = {f"final/{key}": value for key, value in figures.items()}
+            writer.add_hparams(dict(settings), metrics, run_name=f"hparams/{name}")
 
 
 def _open_folder(names: tuple[str, ...], grid: Grid) -> None:
