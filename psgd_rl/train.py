@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.tools.choices import config_to_dict
-from psgd_optim.tools.run_folder import RunFolder, read_run
+from psgd_optim.tools.run_folder import SUMMARY, RunFolder, read_run
 from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, torch_threads
 from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic
@@ -176,6 +176,8 @@ class _Run:
             How the run stands; one that had been finished before is left as it is.
         """
         done = self.iteration >= self._config.iterations
+        # Unless this run had been finished before, and not killed while it wrote the summary.
+        is_told = self._evaluation is not None and (self._folder.path / SUMMARY).is_file()
         if self._evaluation is None:
             if done:
                 self._evaluation = self._evaluate()
@@ -187,7 +189,8 @@ class _Run:
             seconds=self._seconds,
             evaluation=self._evaluation,
         )
-        self._folder.write_summary(self._summary(result))
+        if not is_told:
+            self._folder.write_summary(self._summary(result))
         return result
 
     def _summary(self, result: Result) -> dict[str, Any]:

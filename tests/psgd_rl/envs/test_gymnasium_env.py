@@ -60,6 +60,7 @@ def test_advantages_equal_those_of_one_environment_stepped_alone(mode):
         np.array([[value(row) for row in step.final_observation] for step in steps]),
         np.stack([step.terminated for step in steps]),
         np.stack([step.truncated for step in steps]),
+        is_real,
         gamma=GAMMA,
         gae_lambda=LAMBDA,
     )
