@@ -243,9 +243,13 @@ def _between(grads: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor
     return grads.lerp(average, weight)
 
 
+def _direction(plan: Plan, operator: State, x: Tensor) -> Tensor:
+    return plan.criterion.direction(lambda y: plan.form.apply(operator, y), x)
+
+
 def _preconditioned(plan: Plan, operator: State, x: Tensor, sight: Sight) -> Outcome:
     """Return the direction for `x`, measured."""
-    rows = plan.criterion.direction(lambda y: plan.form.apply(operator, y), x)
+    rows = _direction(plan, operator, x)
     norms = row_norms(rows)
     # Squares may overflow where the numbers do not.
     finite = None if are_exact(norms) else known(row_peaks(rows).isfinite())
