@@ -1,31 +1,30 @@
 """One task under several optimizers, learning rates and seeds, with the same budget for each."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from psgd_lm.config import TrainConfig
 from psgd_lm.data import load_data
-from psgd_lm.entries import Grid, Run
+from psgd_lm.entries import LMGrid, Run
 from psgd_lm.picture import Family, Level, draw_curves
-from psgd_lm.report import Goal, comparison_table, failures, find_goal
-from psgd_lm.rows import Member, Row, best_rows, make_rows, with_target
+from psgd_lm.report import Goal, comparison_table, find_goal
+from psgd_lm.rows import LMMember, Row, best_rows, make_rows, with_target
 from psgd_lm.saved_run import KIND
 from psgd_lm.train import DivergedError, train
-from psgd_optim.tools.run_folder import LAST, METRICS, SUMMARY, RunFolder, read_json, write_json
+from psgd_optim.tools.comparison import (
+    FIGURES,
+    TABLE,
+    failures,
+    read_member,
+    train_members,
+    write_hparams,
+)
+from psgd_optim.tools.run_folder import write_json
 from psgd_optim.tools.runtime import Interrupt, resolve_device
-from psgd_optim.tools.workers import log_path, run_jobs
-from psgd_optim.types import InputError
 
-TABLE, PICTURE, FIGURES, LOGS = "comparison.md", "curves.png", "comparison.json", "logs"
-KILLED = "it was killed"
-ENDED = ("finished", "diverged")
-"""What a run's summary says of a run that needs no more training."""
+PICTURE = "curves.png"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +42,11 @@ class Comparison:
     """A line on every run that ended by an error."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What the comparison's folder records; each run's own folder has its settings."""
-
-    members: tuple[str, ...]
-
-
-def compare(runs: Mapping[str, Run], grid: Grid) -> Comparison:
+def compare(runs: Mapping[str, Run], grid: LMGrid) -> Comparison:
     """Train every run, and write table, picture and figures.
 
-    A run that diverges is reported as such, and with several workers one that crashes. SIGINT or
-    SIGTERM saves the runs at work and returns.
+    A run that diverges is reported as such, and one that cannot go on. SIGINT or SIGTERM saves the
+    runs at work and returns.
 
     Args:
         runs: By name; each is written to the folder of that name in the grid's `run_dir`.
@@ -70,92 +62,39 @@ def compare(runs: Mapping[str, Run], grid: Grid) -> Comparison:
         }:
             load_data(data, context)
             resolve_device(device)
-        RunFolder(
-            run_dir,
-            "comparison",
-            _Plan(members=tuple(runs)),
-            resume=grid.resume,
-            overwrite=grid.overwrite,
-        )
-        left = [name for name, run in runs.items() if not _has_ended(run.config, run_dir / name)]
-        jobs = {name: partial(train_member, runs[name].config, run_dir / name) for name in left}
-        if grid.workers == 1:
-            for job in jobs.values():
-                if interrupt.requested or not job():
-                    return Comparison(status="interrupted", run_dir=run_dir)
-        else:
-            run_jobs(jobs, grid.workers, run_dir / LOGS, interrupt)
-            if interrupt.requested:
-                return Comparison(status="interrupted", run_dir=run_dir)
+        configs = {name: run.config for name, run in runs.items()}
+        if not train_members(configs, grid, KIND, train_member, interrupt):
+            return Comparison(status="interrupted", run_dir=run_dir)
         done = [_read_member(name, run, run_dir) for name, run in runs.items()]
         return _report(done, grid)
 
 
-def train_member(config: TrainConfig, folder: Path) -> bool:
+def train_member(config: TrainConfig, folder: Path, resume: bool) -> bool:
     """Train or go on training.
 
     Args:
         config: The run.
         folder: Where it is written.
+        resume: Whether it is there already.
 
     Returns:
         Whether the run came to its end, good or bad.
     """
-    has_checkpoint = (folder / LAST).is_file()
     try:
-        result = train(
-            replace(config, run_dir=folder, resume=has_checkpoint, overwrite=not has_checkpoint)
-        )
+        result = train(replace(config, run_dir=folder, resume=resume, overwrite=not resume))
     except DivergedError:
         return True
     return result.status == "finished"
 
 
-def _has_ended(config: TrainConfig, folder: Path) -> bool:
-    """Whether a run is over; refuses a folder with a run of other settings."""
-    if not (folder / LAST).is_file():
-        return False
-    RunFolder(folder, KIND, replace(config, run_dir=folder), resume=True)
-    is_written = (folder / SUMMARY).is_file()
-    return is_written and read_json(folder / SUMMARY)["status"] in ENDED
-
-
-def _read_member(name: str, run: Run, run_dir: Path) -> Member:
+def _read_member(name: str, run: Run, run_dir: Path) -> LMMember:
     """Read back what a run wrote."""
-    folder = run_dir / name
-    summary = read_json(folder / SUMMARY) if (folder / SUMMARY).is_file() else {}
-    status, failure = summary.get("status"), ""
-    if status not in ENDED:
-        # Without an evaluation, a run that diverged has no summary either, but no worker's log.
-        log = log_path(run_dir / LOGS, name)
-        lines = (
-            log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-        )
-        said = [line for line in lines if line.strip()]
-        status = "failed" if log.exists() else "diverged"
-        # Where input was bad, the line says all; other exceptions have a name to look up.
-        last = said[-1].removeprefix(f"{InputError.__module__}.InputError: ") if said else KILLED
-        failure = f"{last} ({log})" if log.exists() else ""
-    return Member(
-        name=name,
-        optimizer=run.entry,
-        lr=run.config.optim.lr,
-        weight_decay=run.weight_decay,
-        status=status,
-        failure=failure,
-        summary=summary,
-        evaluations=_evaluations(folder / METRICS),
-    )
+    lr = run.config.optim.lr
+    member = read_member(run_dir, name, optimizer=run.entry, lr=lr, figure="validation/loss")
+    return LMMember(**vars(member), weight_decay=run.weight_decay)
 
 
-def _evaluations(log: Path) -> list[dict[str, Any]]:
-    if not log.is_file():
-        return []
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
-    return [record for record in records if "validation/loss" in record]
-
-
-def _report(done: Sequence[Member], grid: Grid) -> Comparison:
+def _report(done: Sequence[LMMember], grid: LMGrid) -> Comparison:
     run_dir = grid.run_dir
     rows = make_rows(done)
     goal = find_goal(rows, grid.baseline, grid.target)
@@ -174,7 +113,7 @@ def _report(done: Sequence[Member], grid: Grid) -> Comparison:
         "members": {member.name: dict(member.summary) for member in done},
     }
     write_json(run_dir / FIGURES, figures)
-    _write_hparams(done, run_dir)
+    write_hparams(run_dir, {m.name: _hparams(m) for m in done if m.status == "finished"})
     return Comparison(
         status="finished",
         run_dir=run_dir,
@@ -199,17 +138,13 @@ def _draw(rows: Sequence[Row], goal: Goal | None, floor: float, path: Path) -> N
     draw_curves(families, levels, path)
 
 
-def _write_hparams(done: Sequence[Member], run_dir: Path) -> None:
-    """Write the final figures for TensorBoard's table of hyper-parameters."""
-    with SummaryWriter(str(run_dir)) as writer:
-        for member in done:
-            if member.status == "finished":
-                settings = {
-                    "optimizer": member.optimizer,
-                    "lr": member.lr,
-                    "weight_decay": member.weight_decay or 0.0,
-                    "seed": member.summary["seed"],
-                }
-                names = ("val_loss", "bits_per_byte", "ms_per_step")
-                metrics = {f"final/{name}": member.summary[name] for name in names}
-                writer.add_hparams(settings, metrics, run_name=f"hparams/{member.name}")
+def _hparams(member: LMMember) -> tuple[dict[str, Any], dict[str, float]]:
+    """Return what runs differ in and what they came to."""
+    settings = {
+        "optimizer": member.optimizer,
+        "lr": member.lr,
+        "weight_decay": member.weight_decay or 0.0,
+        "seed": member.summary["seed"],
+    }
+    names = ("val_loss", "bits_per_byte", "ms_per_step")
+    return settings, {name: member.summary[name] for name in names}

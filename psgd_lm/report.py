@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from psgd_lm.rows import Mean, Member, Row, best_rows, with_target
+from psgd_lm.rows import Mean, Row, best_rows, with_target
+from psgd_optim.tools.grid import edge_of_grid
 
 NONE = "-"
 
@@ -79,11 +80,6 @@ def comparison_table(
             "against each other."
         )
     return "\n".join(lines)
-
-
-def failures(done: Sequence[Member]) -> list[str]:
-    """Return a line on every run that failed."""
-    return [f"{run.name} failed: {run.failure}" for run in done if run.status == "failed"]
 
 
 def _cells(row: Row, goal: Goal | None, has_test: bool) -> list[str]:
@@ -161,22 +157,15 @@ def _tried(rows: Sequence[Row]) -> list[str]:
         tried = list(group)
         if len(tried) == 1:
             continue
+        edge = edge_of_grid([row.lr for row in tried], best_rows(tried)[0].lr)
         figures = ", ".join(
             f"{row.label.removeprefix(f'{optimizer}, ')} "
             + (f"{row.val_loss.value:.4f}" if row.finished else "none")
             for row in tried
         )
-        lines.append(f"Tried with {optimizer}, final validation loss: {figures}.{_edge(tried)}")
+        lines.append(f"Tried with {optimizer}, final validation loss: {figures}.{edge}")
     return lines
 
 
 def _settings(row: Row) -> tuple[str, float, float]:
     return row.optimizer, row.weight_decay or 0.0, row.lr
-
-
-def _edge(tried: Sequence[Row]) -> str:
-    lrs, best = sorted({row.lr for row in tried}), best_rows(tried)[0].lr
-    if len(lrs) == 1 or best not in (lrs[0], lrs[-1]):
-        return ""
-    end, more = ("smallest", "smaller") if best == lrs[0] else ("largest", "larger")
-    return f" The best is the {end} lr: a {more} one may be better."

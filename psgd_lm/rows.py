@@ -8,6 +8,7 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from psgd_lm.picture import Curve
+from psgd_optim.tools.comparison import Member
 
 
 class Mean(NamedTuple):
@@ -29,21 +30,10 @@ class Mean(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Member:
+class LMMember(Member):
     """One run of a comparison, as it was written to its folder."""
 
-    name: str
-    optimizer: str
-    """The label that the comparison has for it."""
-    lr: float
     weight_decay: float | None
-    status: str
-    """`finished`, `diverged` or `failed`."""
-    failure: str
-    """What a failed run said at last."""
-    summary: Mapping[str, Any]
-    evaluations: Sequence[Mapping[str, Any]]
-    """The records of `metrics.jsonl` that hold an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +70,7 @@ class Row:
     """Of training steps alone."""
     ms_per_step: float
     parameters: int
-    runs: tuple[Member, ...]
+    runs: tuple[LMMember, ...]
     """Those that finished."""
     curve: Curve | None
     """None if no run finished."""
@@ -117,7 +107,7 @@ class Row:
         }
 
 
-def make_rows(done: Sequence[Member]) -> list[Row]:
+def make_rows(done: Sequence[LMMember]) -> list[Row]:
     """Group runs by their settings.
 
     Args:
@@ -127,7 +117,7 @@ def make_rows(done: Sequence[Member]) -> list[Row]:
         The rows, lowest validation loss first.
     """
 
-    def settings(member: Member) -> tuple[str, float, float]:
+    def settings(member: LMMember) -> tuple[str, float, float]:
         return member.optimizer, member.lr, member.weight_decay or 0.0
 
     groups = groupby(sorted(done, key=settings), key=settings)
@@ -142,7 +132,7 @@ def best_rows(rows: Sequence[Row]) -> list[Row]:
     return list(best.values())
 
 
-def _make_row(group: Sequence[Member]) -> Row:
+def _make_row(group: Sequence[LMMember]) -> Row:
     first = group[0]
     finished = [member for member in group if member.status == "finished"]
     last = [member.evaluations[-1] for member in finished]
@@ -175,7 +165,7 @@ def _make_row(group: Sequence[Member]) -> Row:
     return replace(row, curve=_make_curve(row.label, finished)) if finished else row
 
 
-def _make_curve(label: str, group: Sequence[Member]) -> Curve:
+def _make_curve(label: str, group: Sequence[LMMember]) -> Curve:
     # One budget for all: every run has the same evaluations.
     at = list(zip(*(member.evaluations for member in group), strict=True))
     losses = [[record["validation/loss"] for record in records] for records in at]

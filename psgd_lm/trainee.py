@@ -21,7 +21,7 @@ from psgd_lm.tokens import Tokens
 from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.tools.run_folder import first_difference
 from psgd_optim.tools.runtime import random_state, set_random_state
-from psgd_optim.tools.stepping import check_clipping, needs_closure
+from psgd_optim.tools.stepping import check_clipping, needs_closure, takes_pairs
 from psgd_optim.types import InputError
 
 
@@ -166,6 +166,11 @@ def make_batches(config: TrainConfig, tokens: Tokens, *, is_recurrent: bool) -> 
 def _check(config: TrainConfig, model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     """Refuse settings that cannot work together, before a run has written anything."""
     check_clipping(optimizer, config.grad_clip, "--grad-clip")
+    if takes_pairs(optimizer):
+        raise InputError(
+            "Got an optimizer with the criterion curvature, which a language model does not give; "
+            "give it the criterion newton."
+        )
     if config.compile and model.is_recurrent:
         raise InputError(
             "Got --compile with a recurrent model, which torch.compile does not make faster; "

@@ -36,6 +36,7 @@ class StepRules(NamedTuple):
         generator: Makes the generator of the block's noise in this step.
         put_off: Takes the fit and does it before anything else happens to the block, if it is not
             to be part of the step.
+        measures: Whether a clip needs the updates' lengths.
     """
 
     criterion: Criterion
@@ -47,6 +48,7 @@ class StepRules(NamedTuple):
     uses: float
     generator: Callable[[], torch.Generator]
     put_off: Callable[[Work], None] | None = None
+    measures: bool = False
 
 
 def precondition_all(
@@ -78,7 +80,7 @@ def _noted(block: Block, rules: StepRules, outcome: Outcome) -> tuple[Update, Ma
         block.keep_operator(_uses(block, rules), outcome.operator)
     if outcome.later is not None and rules.put_off is not None:
         rules.put_off(partial(_catch_up, block, rules.uses, outcome.later))
-    return Update(outcome.rows, outcome.norms), _known(outcome.sound)
+    return Update(outcome.rows, outcome.norms, outcome.lengths), _known(outcome.sound)
 
 
 def _catch_up(block: Block, uses: float, later: Callable[[], State]) -> None:
@@ -115,6 +117,7 @@ def plan_of(block: Block, rules: StepRules) -> Plan:
         order=_order(rules),
         adaptive=adaptive if isinstance(adaptive, Adaptive) else None,
         uses=_uses(block, rules),
+        measures=rules.measures,
     )
 
 

@@ -8,7 +8,7 @@ rows, so that it can look at all parameters at once. Several apply in the order 
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from psgd_optim.updates import Update
 
 class Clip(abc.ABC):
     """One change of the preconditioned gradients, a limit or a scale."""
+
+    needs_lengths: ClassVar[bool] = False
+    """Whether it looks at `Update.lengths`, which are known only if a clip does."""
 
     @abc.abstractmethod
     def clip_(self, updates: Sequence[Update]) -> None:
@@ -80,7 +83,7 @@ class ClipNorm(Limit):
 
     def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down all updates by the same factor when their joint norm is above the limit."""
-        _clip_joint_(updates, self.limit)
+        _clip_joint_(updates, [update.norms() for update in updates], self.limit)
 
 
 @final
@@ -95,7 +98,34 @@ class ClipJointRMS(Limit):
 
     def clip_(self, updates: Sequence[Update]) -> None:
         """Scale down all updates by the same factor when they are too large together."""
-        _clip_joint_(updates, self.limit * sum(update.rows.numel() for update in updates) ** 0.5)
+        most = self.limit * sum(update.rows.numel() for update in updates) ** 0.5
+        _clip_joint_(updates, [update.norms() for update in updates], most)
+
+
+@final
+@dataclass(frozen=True)
+class TrustRegion(Limit):
+    """Limits how far all updates together move in the model that they come from.
+
+    An update `u = P m` minimises a quadratic model whose Hessian is `P^-1`. Such an update moves
+    it by `u^T P^-1 u / 2 = m^T u / 2`, which costs no more than that product; updates that move it
+    by more than the limit are all scaled down by `sqrt(2 limit / m^T u)`. A step takes `lr` times
+    the update, and so moves the model by at most `lr^2 limit`: with `lr = 1`, and `P` fitted to
+    the Hessian of a policy's KL divergence, the limit is that of the divergence in nats.
+
+    Clips that come before it and scale whole rows are accounted for; `ClipElement` as if it had
+    not been there. Groups with different `lr` share the limit before their `lr`.
+
+    Source: Schulman et al. 2015 (arXiv 1502.05477), appendix C: the largest step along the
+    natural gradient, `sqrt(2 delta / s^T A s)`. Deviations: steps shorter than that are left
+    alone, and `P^-1` stands for `A`.
+    """
+
+    needs_lengths: ClassVar[bool] = True
+
+    def clip_(self, updates: Sequence[Update]) -> None:
+        """Scale down all updates by the same factor when they leave the region together."""
+        _clip_joint_(updates, [update.lengths() for update in updates], (2 * self.limit) ** 0.5)
 
 
 @final
@@ -135,12 +165,18 @@ class MatchRMS(Clip):
             update.scale_(root)
 
 
-def _clip_joint_(updates: Sequence[Update], limit: float) -> None:
-    """Scale down all updates by the same factor when their joint norm is above a limit."""
+def _clip_joint_(updates: Sequence[Update], sizes: Sequence[Tensor], limit: float) -> None:
+    """Scale down all updates by the same factor when the norm of their sizes is above a limit.
+
+    Args:
+        updates: What to scale.
+        sizes: (B,) each, the size of every row.
+        limit: Above 0.
+    """
     if not updates:
         return
     device = updates[0].rows.device
-    norms = torch.cat([update.norms().to(device) for update in updates])
+    norms = torch.cat([size.to(device) for size in sizes])
     # Relative to the largest, so that no square leaves the range of the dtype.
     peak = norms.amax().clamp(min=torch.finfo(norms.dtype).tiny)
     # The peak apart from the rest: their product may be too large where each of them is not.

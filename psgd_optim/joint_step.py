@@ -95,7 +95,7 @@ def take_step(
     for member, _ in work:
         check_unchanged(member.settings, member.block)
     taking = [member for member, _ in work]
-    rules = _rules(taking, criterion, fitting, moment)
+    rules = _rules(taking, criterion, fitting, clips, moment)
     parts = [member.block.select(units) for member, units in work]
     if isinstance(runner, WholeRunner) and all(part.is_steady for part in parts):
         ensemble = _ensemble(taking, rules, clips, runner)
@@ -201,9 +201,14 @@ def _put_off(jobs: list[Job], block: Block, part: Block, fit: Work) -> None:
 
 
 def _rules(
-    members: Sequence[Member], criterion: Criterion, fitting: Fitting, moment: Moment
+    members: Sequence[Member],
+    criterion: Criterion,
+    fitting: Fitting,
+    clips: Sequence[Clip],
+    moment: Moment,
 ) -> list[StepRules]:
     """Return how each block is to step."""
+    measures = any(clip.needs_lengths for clip in clips)
     rate = 0.0 if fitting.spread else fitting.rate(moment.seed, moment.step)
     return [
         StepRules(
@@ -217,6 +222,7 @@ def _rules(
             generator=partial(
                 noise_generator, member.block.steps.device, moment.seed, moment.step, member.number
             ),
+            measures=measures,
         )
         for member in members
     ]

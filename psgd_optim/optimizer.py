@@ -160,6 +160,11 @@ class PSGD(torch.optim.Optimizer):
         return isinstance(self.criterion.pairs, LossSource)
 
     @property
+    def takes_pairs(self) -> bool:
+        """Whether `step` needs a pair of the caller's where it fits `Q`."""
+        return isinstance(self.criterion.pairs, Given)
+
+    @property
     def fits_next(self) -> bool:
         """Whether the next step fits any `Q`: then it needs a pair if the criterion takes one."""
         places = [member.place for member in self._members()] if self.fitting.spread else [0]
@@ -236,16 +241,26 @@ class PSGD(torch.optim.Optimizer):
         self._step += 1
         return loss
 
+    @torch.no_grad()
+    def reset_momentum(self) -> None:
+        """Empty the gradient averages, as when the loss has become another; `Q` stays as it is.
+
+        The count of the steps stays too: the next ones are short, as the averages fill up again.
+        """
+        self._background.join()
+        for block in self._store:
+            if "momentum" in block.extra:
+                block.extra["momentum"].zero_()
+
     def _given(
         self, pair: tuple[Sequence[Tensor], Sequence[Tensor]] | None, fits: bool
     ) -> Pairs | None:
         """Return the caller's pair by parameter."""
-        wanted = isinstance(self.criterion.pairs, Given)
         if pair is None:
-            if wanted and fits:
+            if self.takes_pairs and fits:
                 raise TypeError("This step fits Q to a given pair; call step(pair=(v, hv)).")
             return None
-        if not wanted:
+        if not self.takes_pairs:
             raise TypeError("PSGD got a pair; give it criterion=Newton(source=curvature.Given()).")
         return given_pairs(pair, self._trainable())
 

@@ -25,6 +25,8 @@ from psgd_optim.linalg import (
     keep_rows,
     known,
     lift,
+    per_block,
+    real_product,
     row_norms,
     row_peaks,
 )
@@ -57,6 +59,7 @@ class Plan:
         adaptive: The step size of `Q` that follows the whitening error, if it does.
         uses: About how often `P` is applied between two fits: all that it decides is what the
             form's operator consists of.
+        measures: Whether a clip needs the updates' lengths.
     """
 
     form: Preconditioner
@@ -66,6 +69,7 @@ class Plan:
     order: Order
     adaptive: Adaptive | None
     uses: float = field(compare=False)
+    measures: bool = False
 
     @property
     def needs_image(self) -> bool:
@@ -143,6 +147,7 @@ class Outcome(NamedTuple):
         sound: Which rows were finite throughout.
         operator: What `apply` takes from now on, in a step that fits.
         later: Does the fit and returns that, if the plan puts it off.
+        lengths: (B,), the rows' lengths in the metric `P^-1`, if the plan measures them.
     """
 
     rows: Tensor
@@ -151,6 +156,7 @@ class Outcome(NamedTuple):
     sound: Mask
     operator: State | None
     later: Callable[[], State] | None = None
+    lengths: Tensor | None = None
 
 
 def step_stack(plan: Plan, inputs: Inputs, numbers: Numbers, stack: Tensor) -> Outcome:
@@ -201,12 +207,12 @@ def step_rows(plan: Plan, inputs: Inputs, numbers: Numbers, sight: Sight) -> Out
         ahead = _between(sight.grads, ahead, numbers.momentum)
     if not plan.fits:
         plan.criterion.remember(evidence, inputs.extra, active)
-        return _finished(_direction(plan, inputs.operator, ahead), sight, None)
+        return _preconditioned(plan, inputs.operator, ahead, sight)
     learn = partial(_learn, plan, inputs, numbers.rate, evidence, sight)
     if plan.order is Order.FIRST:
         operator = learn()
-        return _finished(_direction(plan, operator, ahead), sight, operator)
-    outcome = _finished(_direction(plan, inputs.operator, ahead), sight, None)
+        return _preconditioned(plan, operator, ahead, sight)._replace(operator=operator)
+    outcome = _preconditioned(plan, inputs.operator, ahead, sight)
     if plan.order is Order.LATER:
         return outcome._replace(later=learn)
     return outcome._replace(operator=learn())
@@ -241,7 +247,9 @@ def _direction(plan: Plan, operator: State, x: Tensor) -> Tensor:
     return plan.criterion.direction(lambda y: plan.form.apply(operator, y), x)
 
 
-def _finished(rows: Tensor, sight: Sight, operator: State | None) -> Outcome:
+def _preconditioned(plan: Plan, operator: State, x: Tensor, sight: Sight) -> Outcome:
+    """Return the direction for `x`, measured."""
+    rows = _direction(plan, operator, x)
     norms = row_norms(rows)
     # Squares may overflow where the numbers do not.
     finite = None if are_exact(norms) else known(row_peaks(rows).isfinite())
@@ -255,8 +263,19 @@ def _finished(rows: Tensor, sight: Sight, operator: State | None) -> Outcome:
         norms=keep_rows(alive, norms),
         active=sight.active,
         sound=both(sight.ok, finite),
-        operator=operator,
+        operator=None,
+        lengths=keep_rows(alive, _lengths(x, rows)) if plan.measures else None,
     )
+
+
+def _lengths(x: Tensor, rows: Tensor) -> Tensor:
+    """Return `sqrt(x^T P x)` for `rows = P x`, (B,), of any size that the dtype holds."""
+    # Relative to the largest moduli, so that no product leaves the range of the dtype.
+    peaks = [row_peaks(y).clamp(min=torch.finfo(y.dtype).tiny) for y in (x, rows)]
+    scaled = [y / per_block(peak, y) for y, peak in zip((x, rows), peaks, strict=True)]
+    inner = real_product(*scaled).flatten(1).sum(dim=1)
+    # Not negative for a positive P, but for rounding.
+    return inner.clamp(min=0).sqrt() * peaks[0].sqrt() * peaks[1].sqrt()
 
 
 def _fit(plan: Plan, inputs: Inputs, rate: float | Tensor, evidence: Evidence, rows: Mask) -> None:

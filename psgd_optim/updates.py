@@ -18,16 +18,20 @@ class Update:
         rows: (B, *shape).
     """
 
-    def __init__(self, rows: Tensor, plain_norms: Tensor | None = None) -> None:
+    def __init__(
+        self, rows: Tensor, plain_norms: Tensor | None = None, lengths: Tensor | None = None
+    ) -> None:
         """Take a stack, which is changed in place, and its norms where they are known.
 
         Args:
             rows: (B, *shape).
             plain_norms: (B,), what `row_norms` makes of them: its squares may have left the range.
+            lengths: (B,), `sqrt(m^T u)` for updates `u = P m`, if a clip needs them.
         """
         self.rows = rows
         self._plain_norms = plain_norms
         self._norms: Tensor | None = None
+        self._lengths = lengths
 
     def norms(self) -> Tensor:
         """Return the 2-norm of each row, (B,), of any size that the dtype holds."""
@@ -35,6 +39,18 @@ class Update:
             norms = row_norms(self.rows) if self._plain_norms is None else self._plain_norms
             self._norms = norms if are_exact(norms) else _scaled_norms(self.rows)
         return self._norms
+
+    def lengths(self) -> Tensor:
+        """Return the length of each row in the metric `P^-1` of its preconditioner, (B,).
+
+        Limits of single elements are not accounted for.
+
+        Raises:
+            ValueError: If no clip has said that it needs them.
+        """
+        if self._lengths is None:
+            raise ValueError("An Update has no lengths; give the clip needs_lengths = True.")
+        return self._lengths
 
     def surely_within(self, limit: float) -> bool:
         """Return whether no row's root mean square is known to be above a limit."""
@@ -51,6 +67,7 @@ class Update:
         """Multiply the rows by one factor for all, or for each (B,)."""
         self.rows.mul_(per_block(factors.to(self.rows.real.dtype), self.rows))
         self._norms = None if self._norms is None else self._norms * factors
+        self._lengths = None if self._lengths is None else self._lengths * factors
         self._plain_norms = None
 
     def limit_(self, limit: float) -> None:

@@ -174,7 +174,7 @@ def step_whole(
         step_stack(role.plan, own, Numbers(momentum, rate), stack)
         for role, own, (momentum, rate, *_), stack in zip(roles, inputs, rates, stacks, strict=True)
     ]
-    updates = [Update(outcome.rows, outcome.norms) for outcome in outcomes]
+    updates = [Update(outcome.rows, outcome.norms, outcome.lengths) for outcome in outcomes]
     norms = [update.norms() for update in updates]
     moves = [
         Move(role.decay, view, lr, decay, own.extra)

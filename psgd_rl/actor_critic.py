@@ -1,19 +1,30 @@
-"""The two networks of PPO: a Gaussian policy and a value function.
+"""The two networks of PPO: a policy and a value function.
 
 Every layer is one matrix, the bias being its last column: a preconditioner then sees 3 parameters
-of a 3-layer network instead of 6. Shape legend: `B` samples, `o` observations, `a` actions.
+of a 3-layer network instead of 6. Shape legend: `B` samples, `o` observations, `a` action
+components, `k` what a network gives per sample.
 """
 
+import abc
 import math
 from collections.abc import Sequence
+from typing import ClassVar, final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Float32Array = NDArray[np.float32]
+from psgd_rl.distributions import (
+    ActionArray,
+    Categorical,
+    CategoricalSampler,
+    Distribution,
+    Float32Array,
+    Gaussian,
+    GaussianSampler,
+    Sampler,
+)
 
 
 class AffineLayer(nn.Module):
@@ -59,15 +70,57 @@ def _run(layers: nn.ModuleList, x: Tensor) -> Tensor:
     return result
 
 
-class Actor(nn.Module):
+class Actor(nn.Module, abc.ABC):
+    """The network of a policy: parameters of a distribution over actions for every observation.
+
+    Args:
+        sizes: Observations, hidden widths, what the distribution takes.
+        generator: Draws the start.
+    """
+
+    is_discrete: ClassVar[bool]
+    """Whether its actions are numbered, not continuous."""
+
+    def __init__(self, sizes: Sequence[int], *, generator: torch.Generator) -> None:
+        super().__init__()
+        # Nearly zero outputs, so that the first actions hardly depend on the state.
+        self.layers = _layers(sizes, 0.01, generator)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return the means or logits.
+
+        Args:
+            observation: (B, o), normalised.
+
+        Returns:
+            (B, k).
+        """
+        return _run(self.layers, observation)
+
+    @abc.abstractmethod
+    def distribution(self, output: Tensor) -> Distribution:
+        """Return the distribution of what `forward` returned."""
+
+    @abc.abstractmethod
+    def sampler(self) -> Sampler:
+        """Return what draws actions in numpy, as the parameters now are."""
+
+    def bound_(self) -> None:
+        """Put parameters back within their bounds; called after every step."""
+
+
+@final
+class GaussianActor(Actor):
     """A normal distribution per action component whose deviation does not depend on the state.
 
     Args:
-        sizes: Observations, hidden widths, actions.
+        sizes: Observations, hidden widths, action components.
         log_std: At the start.
         log_std_bounds: Smallest and largest log-std.
         generator: Draws the start.
     """
+
+    is_discrete = False
 
     def __init__(
         self,
@@ -77,31 +130,46 @@ class Actor(nn.Module):
         log_std_bounds: tuple[float, float],
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        # A nearly zero mean, so that the first actions are the noise alone, in every state.
-        self.layers = _layers(sizes, 0.01, generator)
+        super().__init__(sizes, generator=generator)
         self.log_std = nn.Parameter(torch.full((sizes[-1],), log_std))  # (a,)
         self._bounds = log_std_bounds
 
-    def forward(self, observation: Tensor) -> Tensor:
-        """Return the mean action.
+    def distribution(self, output: Tensor) -> Gaussian:
+        """Return the distribution with the means (B, a)."""
+        return Gaussian(mean=output, log_std=self.log_std)
 
-        Args:
-            observation: (B, o), normalised.
-
-        Returns:
-            (B, a).
-        """
-        return _run(self.layers, observation)
+    def sampler(self) -> GaussianSampler:
+        """Return what draws actions in numpy."""
+        return GaussianSampler(np.exp(self.log_std.detach().cpu().numpy()))
 
     @torch.no_grad()
-    def bound_log_std_(self) -> None:
-        """Put the log-std back within its bounds; called after every step.
+    def bound_(self) -> None:
+        """Put the log-std back within its bounds.
 
-        Clamping in `forward` instead would cut the gradient off outside the bounds, and an
+        Clamping in `distribution` instead would cut the gradient off outside the bounds, and an
         optimizer with momentum steps outside.
         """
         self.log_std.clamp_(*self._bounds)
+
+
+@final
+class CategoricalActor(Actor):
+    """A probability for each of some numbered actions.
+
+    Args:
+        sizes: Observations, hidden widths, actions.
+        generator: Draws the start.
+    """
+
+    is_discrete = True
+
+    def distribution(self, output: Tensor) -> Categorical:
+        """Return the distribution with the logits (B, k)."""
+        return Categorical(logits=output)
+
+    def sampler(self) -> CategoricalSampler:
+        """Return what draws actions in numpy."""
+        return CategoricalSampler(len(self.layers[-1].get_parameter("weight")))
 
 
 class Critic(nn.Module):
@@ -131,7 +199,7 @@ class Critic(nn.Module):
 class ActingPolicy:
     """A snapshot of an actor in numpy, for the few rows that acting asks for at a time.
 
-    At 8 rows a torch forward is nearly all overhead. The means agree with the actor's to float32
+    At 8 rows a torch forward is nearly all overhead. The outputs agree with the actor's to float32
     rounding; log-probabilities are always computed by the actor itself.
 
     Args:
@@ -144,17 +212,37 @@ class ActingPolicy:
             weight = layer.get_parameter("weight").detach().cpu().numpy()
             # Transposed once here instead of in every product.
             self._weights.append((np.ascontiguousarray(weight[:, :-1].T), weight[:, -1].copy()))
-        self.std: Float32Array = np.exp(actor.log_std.detach().cpu().numpy())
+        self._sampler = actor.sampler()
 
-    def mean(self, observation: Float32Array) -> Float32Array:
-        """Return the mean action.
+    def noise(self, generator: np.random.Generator, shape: Sequence[int]) -> Float32Array:
+        """Return all that is random in so many actions, drawn at once, (*shape, k)."""
+        return self._sampler.noise(generator, shape)
+
+    def act(self, observation: Float32Array, noise: Float32Array) -> ActionArray:
+        """Draw actions.
+
+        Args:
+            observation: (B, o), normalised.
+            noise: (B, k), from `noise`.
+
+        Returns:
+            (B, a), not clipped, or (B,).
+        """
+        return self._sampler.draw(self._output(observation), noise)
+
+    def best(self, observation: Float32Array) -> ActionArray:
+        """Return the likeliest actions.
 
         Args:
             observation: (B, o), normalised.
 
         Returns:
-            (B, a).
+            (B, a), not clipped, or (B,).
         """
+        return self._sampler.best(self._output(observation))
+
+    def _output(self, observation: Float32Array) -> Float32Array:
+        """Return what `Actor.forward` returns, (B, k)."""
         *hidden, (weight, bias) = self._weights
         x = observation
         for w, b in hidden:

@@ -7,7 +7,7 @@ Pardo et al. 2018 (arXiv 1712.00378), section 3.
 
 import numpy as np
 
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.types import BoolArray, FloatArray
 
 
 def estimate_advantages(
@@ -16,6 +16,7 @@ def estimate_advantages(
     next_values: FloatArray,
     terminated: BoolArray,
     truncated: BoolArray,
+    is_real: BoolArray,
     *,
     gamma: float,
     gae_lambda: float,
@@ -31,15 +32,17 @@ def estimate_advantages(
         next_values: (T, n), V(s_{t+1}) of the state that the action led to, before any reset.
         terminated: (T, n), whether the episode failed: V counts as 0 after it.
         truncated: (T, n), whether the episode ran out of time: V goes on after it.
+        is_real: (T, n), whether the step was an action's outcome; nothing crosses one that was not.
         gamma: Discount per step.
         gae_lambda: Decay of the weight of later steps.
 
     Returns:
-        (T, n), the advantages.
+        (T, n), the advantages; 0 where the step was not real.
     """
-    done = terminated | truncated
+    done = terminated | truncated | ~is_real
     future = gamma * np.where(terminated, 0.0, next_values)  # gamma V(s_{t+1}), 0 after a failure
-    delta = rewards + future - values  # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+    # delta_t = r_t + gamma V(s_{t+1}) - V(s_t)
+    delta = np.where(is_real, rewards + future - values, 0.0)
     decay = np.where(done, 0.0, gamma * gae_lambda)  # nothing crosses the end of an episode
     advantages = np.empty_like(delta)
     following = np.zeros_like(delta[0])

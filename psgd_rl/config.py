@@ -1,8 +1,9 @@
 """What a training run can be told, and the named starting points."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 from psgd_optim.config import (
     OPTIMIZER_PARTS,
@@ -14,7 +15,8 @@ from psgd_optim.config import (
 )
 from psgd_optim.tools.runtime import check_threads
 from psgd_optim.types import InputError
-from psgd_rl.tasks import HALF_CHEETAH, find_task
+from psgd_rl.envs import check_env_id
+from psgd_rl.schedules import SCHEDULES, Linear, Schedule
 
 FIRST_EVALUATION_SEED = 10**9
 """Evaluation episode `i` has this seed plus `i`; those of training end below it."""
@@ -62,22 +64,37 @@ class PPOConfig:
     """Passes over each rollout, at most."""
     minibatches: int = 8
     """Parts that a rollout is cut into in each pass, one step of each optimizer per part."""
+    target_kl: float = 0.02
+    """Ends the passes over a rollout once the policy moved this far, in nats; 0 never does."""
+    reset_momentum: bool = False
+    """Whether every rollout's update starts with empty gradient averages."""
     gamma: float = 0.99
     """Discount per step, in (0, 1)."""
     gae_lambda: float = 0.95
     """Decay of the weight of later steps in the advantage, in [0, 1]."""
+    normalize_returns: Literal["rewards", "values", "none"] = "rewards"
+    """What the running deviation of the returns brings to unit size: rewards, before anything else,
+    or values alone, with their mean taken off: the critic's targets."""
+    normalize_advantages: bool = True
+    """Whether advantages are brought to mean 0 and deviation 1 for the policy."""
+    recompute_advantages: bool = False
+    """Whether every pass takes its advantages from the critic as it then is."""
     clip: float = 0.2
     """Largest useful deviation of the probability ratio from 1."""
     entropy: float = 0.0
     """Weight of the entropy bonus, per nat."""
-    target_kl: float = 0.02
-    """Ends the passes over a rollout once the policy moved this far, in nats; 0 never does."""
-    recompute_advantages: bool = False
-    """Whether every pass takes its advantages from the critic as it then is."""
-    max_grad_norm: float = 0.0
-    """Largest gradient norm of each network on its own; 0 leaves it unlimited."""
-    anneal_lr: bool = True
-    """Whether both learning rates fall linearly to zero over the run."""
+    max_clip_fraction: float = 0.0
+    """Largest share of a minibatch's ratios outside the clip range with which the policy still
+    takes a step; 0 takes every step."""
+    rpo_alpha: float = 0.0
+    """Width of the uniform noise that RPO adds to mean actions in the update; 0 is PPO."""
+    value_clip: float = 0.0
+    """Largest useful movement of a value in a rollout's update, in units of the critic; 0 leaves it
+    unlimited."""
+    actor_max_grad_norm: float = 0.0
+    """Largest norm of the actor's gradient; 0 leaves it unlimited."""
+    critic_max_grad_norm: float = 0.0
+    """Largest norm of the critic's gradient; 0 leaves it unlimited."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "minibatches"):
@@ -88,17 +105,37 @@ class PPOConfig:
             0 <= self.gae_lambda <= 1, "ppo.gae_lambda", self.gae_lambda, "a number from 0 to 1"
         )
         _require(self.clip > 0, "ppo.clip", self.clip, "a number above 0")
-        for name in ("entropy", "target_kl", "max_grad_norm"):
+        _require(
+            0 <= self.max_clip_fraction <= 1,
+            "ppo.max_clip_fraction",
+            self.max_clip_fraction,
+            "a number from 0 to 1",
+        )
+        for name in (
+            "entropy",
+            "target_kl",
+            "rpo_alpha",
+            "value_clip",
+            "actor_max_grad_norm",
+            "critic_max_grad_norm",
+        ):
             value = getattr(self, name)
             _require(value >= 0, f"ppo.{name}", value, "a number of at least 0")
+        modes = get_args(type(self).__annotations__["normalize_returns"])
+        _require(
+            self.normalize_returns in modes,
+            "ppo.normalize_returns",
+            self.normalize_returns,
+            f"one of {', '.join(modes)}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run of PPO."""
 
-    env_id: str = HALF_CHEETAH.env_id
-    """The environment, by gymnasium's name."""
+    env_id: str = "HalfCheetah-v5"
+    """The environment: gymnasium's name, or module:callable."""
     total_steps: int = 1_000_000
     """Environment steps, all environments together; rounded up to whole rollouts."""
     seed: int = 0
@@ -115,6 +152,10 @@ class TrainConfig:
     """The actor's optimizer."""
     critic: OptimizerConfig = field(default_factory=PSGDConfig)
     """The critic's optimizer."""
+    actor_schedule: Schedule = field(default_factory=Linear)
+    """The actor's learning rate over the run."""
+    critic_schedule: Schedule = field(default_factory=Linear)
+    """The critic's learning rate over the run."""
     eval_every: int = 50
     """Rollouts from one deterministic evaluation to the next; 0 evaluates at the end only."""
     eval_episodes: int = 10
@@ -123,8 +164,8 @@ class TrainConfig:
     """Rollouts from one checkpoint to the next."""
     threads: int = 1
     """Threads of torch's operations; small networks gain nothing from more."""
-    env_threads: int = 2
-    """Threads that step the environments; the results do not depend on it."""
+    env_threads: int = 0
+    """Threads that step the environments, 0 for the fastest number; no result depends on it."""
     device: str = "auto"
     """Where the networks are trained: auto (CUDA if there is one), cpu, cuda; acting is always on
     the CPU."""
@@ -136,7 +177,7 @@ class TrainConfig:
     """Delete the run that is in the folder first."""
 
     def __post_init__(self) -> None:
-        find_task(self.env_id)
+        check_env_id(self.env_id)
         for name in (
             "total_steps",
             "num_envs",
@@ -150,7 +191,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value >= 0, name, value, "0 or more")
         check_threads("--threads", self.threads)
-        check_threads("--env-threads", self.env_threads)
+        check_threads("--env-threads", self.env_threads, least=0)
         most = FIRST_EVALUATION_SEED // self.num_envs - 1
         _require(self.seed <= most, "seed", self.seed, f"at most {most} with this num-envs")
         # A deviation over the samples of a part takes two of them.
@@ -188,18 +229,22 @@ CHOICES: Mapping[str, Mapping[str, object]] = {
     **OPTIMIZER_PARTS,
     "actor": OPTIMIZERS,
     "critic": OPTIMIZERS,
+    "actor_schedule": SCHEDULES,
+    "critic_schedule": SCHEDULES,
 }
 """What the parts of a run can be, by field and name."""
 
 TUNED: dict[str, dict[str, OptimizerConfig]] = {
     "halfcheetah": {"psgd": _PSGD, "adamw": AdamWConfig(lr=6e-4, beta2=0.999, eps=1e-5)},
     "smoke": {"psgd": _PSGD},
+    "cartpole": {"psgd": replace(_PSGD, lr=3e-3), "adamw": AdamWConfig(lr=1e-3)},
 }
 """Per preset, the settings that each optimizer starts from."""
 
 ABOUT = {
     "halfcheetah": "HalfCheetah-v5, 1 M steps; some two minutes on two cores",
-    "smoke": "the same with tiny networks; under a second, to see what a run writes",
+    "cartpole": "CartPole-v1, numbered actions; solved in less than a minute on one core",
+    "smoke": "halfcheetah with tiny networks; under a second, to see what a run writes",
 }
 """What each preset is, in a line."""
 
@@ -208,6 +253,17 @@ PRESETS: dict[str, TrainConfig] = {
         actor=TUNED["halfcheetah"]["psgd"],
         critic=TUNED["halfcheetah"]["psgd"],
         run_dir=Path("runs/halfcheetah"),
+    ),
+    "cartpole": TrainConfig(
+        env_id="CartPole-v1",
+        total_steps=30_000,
+        rollout_steps=64,
+        ppo=PPOConfig(epochs=4, minibatches=4),
+        actor=TUNED["cartpole"]["psgd"],
+        critic=TUNED["cartpole"]["psgd"],
+        eval_every=20,
+        eval_episodes=20,
+        run_dir=Path("runs/cartpole"),
     ),
     "smoke": TrainConfig(
         total_steps=1024,

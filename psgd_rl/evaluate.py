@@ -14,8 +14,9 @@ from psgd_optim.tools.run_folder import BEST, LAST
 from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
 from psgd_rl.config import FIRST_EVALUATION_SEED
-from psgd_rl.envs import VectorEnv
-from psgd_rl.tasks import FloatArray, find_task
+from psgd_rl.envs import make_env
+from psgd_rl.rollout import allowed
+from psgd_rl.types import FloatArray
 
 KIND = "psgd_rl"
 """The kind of this package's checkpoints."""
@@ -70,7 +71,7 @@ def evaluate(agent: Agent, episodes: int, *, threads: int = 1) -> Evaluation:
     if episodes < 1:
         raise InputError(f"Got {episodes} evaluation episodes; give 1 or more.")
     seeds = [FIRST_EVALUATION_SEED + i for i in range(episodes)]
-    env = VectorEnv(find_task(agent.env_id), seeds, threads=threads)
+    env = make_env(agent.env_id, seeds, threads)
     agent.check_spaces(env)
     policy = agent.acting_policy()
     returns, lengths = np.zeros(episodes), np.zeros(episodes, dtype=np.int64)
@@ -78,7 +79,7 @@ def evaluate(agent: Agent, episodes: int, *, threads: int = 1) -> Evaluation:
     # All step until the longest episode ends; what follows the first end of each is not counted.
     while running.any():
         action = agent.best_action(policy, env.observation)
-        step = env.step(np.clip(action, env.action_low, env.action_high))
+        step = env.step(allowed(action, env.actions))
         returns += np.where(running, step.reward, 0.0)
         lengths += running
         running &= ~(step.terminated | step.truncated)

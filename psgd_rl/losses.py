@@ -1,42 +1,35 @@
 """The terms of PPO's loss as pure functions of tensors.
 
-Shape legend: `B` samples of a minibatch, `a` action components.
-Source: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9; the value loss is not clipped.
+Shape legend: `B` samples of a minibatch, `o` observations, `a` action components.
+Source: Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9; the clipped value loss is that
+of OpenAI's Baselines.
 """
 
-import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-def log_probability(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """Return the log density of actions under independent normal distributions.
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """The samples of one step of both networks.
 
     Args:
-        mean: (B, a).
-        log_std: (a,).
-        action: (B, a), before any clipping to the environment's bounds.
-
-    Returns:
-        (B,), nats.
+        observation: (B, o), normalised.
+        action: (B, a), or (B,) where actions are numbered.
+        log_probability: (B,), of the actions under the policy that acted.
+        advantage: (B,).
+        target: (B,), what the critic shall give.
+        value: (B,), what it gave when the targets were made.
     """
-    z = (action - mean) * torch.exp(-log_std)
-    # log N = -z^2 / 2 - log std - log(2 pi) / 2, summed over the components
-    constant = 0.5 * math.log(2 * math.pi) * mean.shape[-1]
-    return -0.5 * z.square().sum(-1) - log_std.sum() - constant
 
-
-def entropy(log_std: Tensor) -> Tensor:
-    """Return the entropy of independent normal distributions.
-
-    Args:
-        log_std: (a,).
-
-    Returns:
-        Scalar, nats.
-    """
-    return log_std.sum() + 0.5 * log_std.numel() * math.log(2 * math.pi * math.e)
+    observation: Tensor
+    action: Tensor
+    log_probability: Tensor
+    advantage: Tensor
+    target: Tensor
+    value: Tensor
 
 
 def policy_loss(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -66,6 +59,24 @@ def value_loss(value: Tensor, target: Tensor) -> Tensor:
         Scalar.
     """
     return 0.5 * (value - target).square().mean()
+
+
+def clipped_value_loss(value: Tensor, target: Tensor, before: Tensor, clip: float) -> Tensor:
+    """Return the value loss without a gain from values that have moved too far.
+
+    Args:
+        value: (B,).
+        target: (B,).
+        before: (B,), the values that movements are counted from.
+        clip: Largest useful movement; 0 for no limit.
+
+    Returns:
+        Scalar.
+    """
+    if clip == 0:
+        return value_loss(value, target)
+    near = before + (value - before).clamp(-clip, clip)
+    return 0.5 * torch.maximum((value - target).square(), (near - target).square()).mean()
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:

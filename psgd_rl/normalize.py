@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.types import BoolArray, FloatArray
 
 CLIP = 10.0
 """Largest absolute normalised value; the habit of the field since OpenAI's Baselines."""
@@ -90,19 +90,20 @@ class RewardScaler:
         self.moments = RunningMoments()
         self._returns: FloatArray = np.zeros(num_envs)
 
-    def update(self, rewards: FloatArray, done: BoolArray) -> None:
+    def update(self, rewards: FloatArray, done: BoolArray, is_real: BoolArray) -> None:
         """Take in the rewards of one rollout.
 
         Args:
             rewards: (T, n), as the environments gave them.
             done: (T, n), whether an episode ended with that step.
+            is_real: (T, n), whether the step was an action's outcome; the others do not count.
         """
         returns = np.empty_like(rewards)
         for t in range(len(rewards)):
             self._returns = self.gamma * self._returns + rewards[t]  # G_t = gamma G_{t-1} + r_t
             returns[t] = self._returns
             self._returns = np.where(done[t], 0.0, self._returns)
-        self.moments.update(returns.reshape(-1))
+        self.moments.update(returns[is_real])
 
     def scale(self, rewards: FloatArray) -> FloatArray:
         """Return rewards in units of the returns' deviation, clipped.

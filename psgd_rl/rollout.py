@@ -1,6 +1,6 @@
 """Collecting experience: a fixed number of steps of every environment under one policy.
 
-Shape legend: `T` steps, `n` environments, `o` observations, `a` actions.
+Shape legend: `T` steps, `n` environments, `o` observations, `a` action components.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from psgd_rl.actor_critic import ActingPolicy, Float32Array
-from psgd_rl.envs import VectorEnv
+from psgd_rl.actor_critic import ActingPolicy
+from psgd_rl.distributions import ActionArray, Float32Array
+from psgd_rl.envs import Step, VectorEnv
 from psgd_rl.normalize import RunningMoments
-from psgd_rl.tasks import BoolArray, FloatArray
+from psgd_rl.spaces import ActionSpace, Box
+from psgd_rl.types import BoolArray, FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,20 +38,36 @@ class Rollout:
     Args:
         observations: (T, n, o), normalised with the statistics from before the collection.
         next_observations: (T, n, o), what each action led to, before any reset; normalised too.
-        actions: (T, n, a), as drawn, before clipping to the environment's bounds.
+        actions: (T, n, a), as drawn, before clipping to the environment's bounds; (T, n) where
+            actions are numbered.
         rewards: (T, n), as the environment gave them.
         terminated: (T, n), whether an episode failed.
         truncated: (T, n), whether an episode ran out of time.
+        is_real: (T, n), whether the step was the action's outcome; nothing is learned from others.
         episodes: Those that ended.
     """
 
     observations: Float32Array
     next_observations: Float32Array
-    actions: Float32Array
+    actions: ActionArray
     rewards: FloatArray
     terminated: BoolArray
     truncated: BoolArray
+    is_real: BoolArray
     episodes: list[Episode]
+
+
+def allowed(action: ActionArray, space: ActionSpace) -> ActionArray:
+    """Return actions clipped to an environment's bounds, if it has some.
+
+    Args:
+        action: (n, a) or (n,).
+        space: What the environment takes.
+
+    Returns:
+        The same shape.
+    """
+    return np.clip(action, space.low, space.high) if isinstance(space, Box) else action
 
 
 class Collector:
@@ -72,10 +90,15 @@ class Collector:
         self._raw = np.zeros((*shape, env.observation_size))
         self._observations = np.zeros(self._raw.shape, dtype=np.float32)
         self._next_observations = np.zeros_like(self._observations)
-        self._actions = np.zeros((*shape, env.action_size), dtype=np.float32)
+        self._actions: ActionArray = (
+            np.zeros((*shape, env.actions.size), dtype=np.float32)
+            if isinstance(env.actions, Box)
+            else np.zeros(shape, dtype=np.int64)
+        )
         self._rewards = np.zeros(shape)
         self._terminated = np.zeros(shape, dtype=bool)
         self._truncated = np.zeros(shape, dtype=bool)
+        self._is_real = np.ones(shape, dtype=bool)
 
     def collect(self, policy: ActingPolicy) -> Rollout:
         """Collect `T` steps of every environment.
@@ -90,27 +113,26 @@ class Collector:
             InputError: If the environment gives a value that is not finite.
         """
         # All noise at once: one call instead of T, and the same stream.
-        self._generator.standard_normal(dtype=np.float32, out=self._actions)
-        self._actions *= policy.std
+        noise = policy.noise(self._generator, self._rewards.shape)
         episodes: list[Episode] = []
         observation = self._moments.normalize(self._env.observation)
         for t in range(len(self._raw)):
             self._raw[t] = self._env.observation
             self._observations[t] = observation
-            action = self._actions[t]
-            action += policy.mean(observation)
-            step = self._env.step(np.clip(action, self._env.action_low, self._env.action_high))
+            action = policy.act(observation, noise[t])
+            self._actions[t] = action
+            step = self._env.step(allowed(action, self._env.actions))
             self._rewards[t], self._terminated[t] = step.reward, step.terminated
-            self._truncated[t] = step.truncated
+            self._truncated[t], self._is_real[t] = step.truncated, step.is_real
             done = step.terminated | step.truncated
             # Normalised once, for the step that it ends and for the one that it begins.
             observation = self._moments.normalize(step.observation)
             self._next_observations[t] = observation
-            episodes += self._count(step.reward, done)
+            episodes += self._count(step, done)
             if done.any():
                 self._next_observations[t] = self._moments.normalize(step.final_observation)
         # Only now: during the collection and its update all normalisation is alike.
-        self._moments.update(self._raw.reshape(-1, self._raw.shape[-1]))
+        self._moments.update(self._raw[self._is_real])
         return Rollout(
             observations=self._observations,
             next_observations=self._next_observations,
@@ -118,13 +140,14 @@ class Collector:
             rewards=self._rewards,
             terminated=self._terminated,
             truncated=self._truncated,
+            is_real=self._is_real,
             episodes=episodes,
         )
 
-    def _count(self, reward: FloatArray, done: BoolArray) -> list[Episode]:
+    def _count(self, step: Step, done: BoolArray) -> list[Episode]:
         """Add a step to the running episodes and return those that it ended."""
-        self._totals += reward
-        self._lengths += 1
+        self._totals += step.reward
+        self._lengths += step.is_real
         ended = [
             Episode(total=float(self._totals[i]), length=int(self._lengths[i]))
             for i in np.flatnonzero(done)
@@ -153,5 +176,6 @@ class Collector:
         """
         self._env.load_state_dict(state["env"])
         self._generator.bit_generator.state = state["generator"]
-        self._totals[...] = state["totals"].numpy()
-        self._lengths[...] = state["lengths"].numpy()
+        if self._env.is_restorable:
+            self._totals[...] = state["totals"].numpy()
+            self._lengths[...] = state["lengths"].numpy()

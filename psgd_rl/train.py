@@ -10,21 +10,25 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from psgd_optim.config import build
 from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.tools.choices import config_to_dict
-from psgd_optim.tools.run_folder import RunFolder, read_run
+from psgd_optim.tools.run_folder import SUMMARY, RunFolder, read_run
 from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, torch_threads
 from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic
 from psgd_rl.agent import Agent
 from psgd_rl.config import TrainConfig
-from psgd_rl.envs import VectorEnv
+from psgd_rl.envs import make_env
 from psgd_rl.evaluate import KIND, Evaluation, evaluate
 from psgd_rl.normalize import RewardScaler
+from psgd_rl.optimizers import build_optimizer, health
 from psgd_rl.rollout import Collector, Episode
-from psgd_rl.tasks import find_task
+from psgd_rl.schedules import LearningRate
+from psgd_rl.spaces import Discrete
 from psgd_rl.update import Updater
+
+_HEALTH_EVERY = 10
+"""Rollouts from one look at the preconditioners to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,7 @@ def train(config: TrainConfig) -> Result:
         with run.open_folder():
             total = config.iterations * config.rollout_size
             with tqdm(total=total, initial=run.steps, unit=" steps", disable=None) as bar:
+                bar.set_postfix(env_threads=run.env_threads)
                 while run.steps < total and not interrupt.requested:
                     run.iterate()
                     bar.update(config.rollout_size)
@@ -86,25 +91,31 @@ class _Run:
         generator = torch.Generator().manual_seed(config.seed)
         # Seeds s and s + 1 share no environment's seed.
         seeds = [config.seed * config.num_envs + i for i in range(config.num_envs)]
-        env = VectorEnv(find_task(config.env_id), seeds, threads=config.env_threads)
+        env = make_env(config.env_id, seeds, config.env_threads)
+        self.env_threads = env.threads
         # One generator for both networks, actor first: the order is part of what a seed means.
         hidden = config.network.hidden
-        sizes = (env.observation_size, *hidden, env.action_size)
-        self._agent = Agent.build(config.env_id, sizes, config.network, generator)
+        sizes = (env.observation_size, *hidden, env.actions.size)
+        self._agent = Agent.build(
+            config.env_id,
+            sizes,
+            config.network,
+            generator,
+            is_discrete=isinstance(env.actions, Discrete),
+        )
         critic = Critic((env.observation_size, *hidden, 1), generator=generator).to(device)
         actor = self._agent.actor.to(device)
         self._collector = Collector(env, self._agent.moments, config.rollout_steps, config.seed)
-        self._updater = Updater(
-            actor,
-            critic,
-            (
-                build(actor.named_parameters(), config.actor, 2 * config.seed),
-                build(critic.named_parameters(), config.critic, 2 * config.seed + 1),
-            ),
-            RewardScaler(config.num_envs, config.ppo.gamma),
-            config.ppo,
-            config.seed,
+        self._optimizers = (
+            build_optimizer(actor, config.actor, 2 * config.seed),
+            build_optimizer(critic, config.critic, 2 * config.seed + 1),
         )
+        schedules = (config.actor_schedule, config.critic_schedule)
+        self._rates = [
+            LearningRate(*pair) for pair in zip(self._optimizers, schedules, strict=True)
+        ]
+        scaler = RewardScaler(config.num_envs, config.ppo.gamma)
+        self._updater = Updater(actor, critic, self._optimizers, scaler, config.ppo, config.seed)
         self.iteration = 0
         self._evaluation: Evaluation | None = None  # the final one
         self._best = -math.inf
@@ -131,7 +142,7 @@ class _Run:
     def iterate(self) -> None:
         """Collect one rollout, learn from it, and log, evaluate and save when due."""
         config = self._config
-        lr = self._updater.set_progress(self.iteration / config.iterations)
+        actor_lr, critic_lr = (r.set(self.iteration, config.iterations) for r in self._rates)
         rollout = self._collector.collect(self._agent.acting_policy())
         figures = self._updater.update(rollout)
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
@@ -142,8 +153,14 @@ class _Run:
                 f"{figures[bad[0]]}; lower --actor.lr and --critic.lr. The last good checkpoint "
                 f"is {self._folder.last_checkpoint}."
             )
+        for rate in self._rates:
+            rate.adapt(figures["losses/approx_kl"])
+        if self.iteration % _HEALTH_EVERY == 0:
+            for name, optimizer in zip(("actor", "critic"), self._optimizers, strict=True):
+                figures |= health(optimizer, f"precond/{name}")
         self.iteration += 1
-        figures["charts/learning_rate"] = lr
+        figures["charts/learning_rate"] = actor_lr
+        figures["charts/critic_learning_rate"] = critic_lr
         figures["charts/SPS"] = self.steps / self._watch.seconds
         self._folder.log(self.steps, {**figures, **_episode_figures(rollout.episodes)})
         is_last = self.iteration == config.iterations  # `finish` evaluates then
@@ -159,6 +176,8 @@ class _Run:
             How the run stands; one that had been finished before is left as it is.
         """
         done = self.iteration >= self._config.iterations
+        # Unless this run had been finished before, and not killed while it wrote the summary.
+        is_told = self._evaluation is not None and (self._folder.path / SUMMARY).is_file()
         if self._evaluation is None:
             if done:
                 self._evaluation = self._evaluate()
@@ -170,7 +189,8 @@ class _Run:
             seconds=self._seconds,
             evaluation=self._evaluation,
         )
-        self._folder.write_summary(self._summary(result))
+        if not is_told:
+            self._folder.write_summary(self._summary(result))
         return result
 
     def _summary(self, result: Result) -> dict[str, Any]:
@@ -188,12 +208,13 @@ class _Run:
             "return_mean": evaluation.return_mean if evaluation else None,
             "return_std": evaluation.return_std if evaluation else None,
             "episodes": self._config.eval_episodes if evaluation else 0,
+            "env_threads": self.env_threads,
         }
 
     def _evaluate(self) -> Evaluation:
         """Evaluate, log, and keep the agent if it is the best so far."""
         config = self._config
-        evaluation = evaluate(self._agent, config.eval_episodes, threads=config.env_threads)
+        evaluation = evaluate(self._agent, config.eval_episodes, threads=self.env_threads)
         figures = {
             "eval/return_mean": evaluation.return_mean,
             "eval/return_std": evaluation.return_std,
@@ -216,6 +237,7 @@ class _Run:
             "agent": self._agent.state_dict(),
             "collector": self._collector.state_dict(),
             "updater": self._updater.state_dict(),
+            "rates": [rate.state_dict() for rate in self._rates],
             "iteration": self.iteration,
             "best": self._best,
             "seconds": self._seconds,
@@ -227,6 +249,8 @@ class _Run:
         self._agent.load_state_dict(content["agent"])
         self._collector.load_state_dict(content["collector"])
         self._updater.load_state_dict(content["updater"])
+        for rate, state in zip(self._rates, content["rates"], strict=True):
+            rate.load_state_dict(state)
         self.iteration = content["iteration"]
         self._best = content["best"]
         self._seconds = content["seconds"]

@@ -1,34 +1,53 @@
 """The PPO update: passes of minibatch steps over one rollout, each network with its optimizer.
 
-Shape legend: `T` steps, `n` environments, `S = T n` samples, `B` samples of a minibatch.
+Shape legend: `T` steps, `n` environments, `S <= T n` real samples, `B` samples of a minibatch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from psgd_optim.tools.stepping import check_clipping, take_step
-from psgd_rl import losses
-from psgd_rl.actor_critic import Actor, Critic, Float32Array
+from psgd_optim.tools.stepping import (
+    check_clipping,
+    needs_closure,
+    reset_momentum,
+    step_from_gradients,
+    take_step,
+)
+from psgd_optim.types import InputError
+from psgd_rl import gradients, losses
+from psgd_rl.actor_critic import Actor, Critic
 from psgd_rl.advantages import estimate_advantages
 from psgd_rl.config import PPOConfig
+from psgd_rl.curvature import Pair, curvature_pair, policy_divergence, value_divergence
+from psgd_rl.distributions import ActionArray
+from psgd_rl.losses import Minibatch
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
-from psgd_rl.tasks import FloatArray
+from psgd_rl.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """A rollout on the device, flat but for the advantages' inputs."""
+    """The real samples of a rollout on the device."""
 
     observation: Tensor  # (S, o)
     next_observation: Tensor  # (S, o)
-    action: Tensor  # (S, a)
+    action: Tensor  # (S, a) or (S,)
     log_probability: Tensor  # (S,), under the policy that acted
-    rewards: FloatArray  # (T, n), scaled
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Targets:
+    """What the samples say of actions and values."""
+
+    advantage: Tensor  # (S,)
+    target: Tensor  # (S,), what the critic shall give
+    value: Tensor  # (S,), what it gave
 
 
 class Updater:
@@ -38,9 +57,12 @@ class Updater:
         actor: The policy.
         critic: The value function.
         optimizers: Of the actor and of the critic.
-        scaler: Brings rewards to unit size.
+        scaler: Knows the size of the returns.
         config: The update's settings.
-        seed: Of the order of the samples.
+        seed: Of the order of the samples, and of RPO's noise.
+
+    Raises:
+        InputError: If settings do not go with the optimizers or with the kind of actions.
     """
 
     def __init__(
@@ -54,30 +76,22 @@ class Updater:
     ) -> None:
         self._actor, self._critic = actor, critic
         self._actor_optimizer, self._critic_optimizer = optimizers
-        for optimizer in optimizers:
-            check_clipping(optimizer, config.max_grad_norm, "--ppo.max-grad-norm")
-        self._start = [[group["lr"] for group in each.param_groups] for each in optimizers]
+        limits = (config.actor_max_grad_norm, config.critic_max_grad_norm)
+        for name, optimizer, limit in zip(("actor", "critic"), optimizers, limits, strict=True):
+            check_clipping(optimizer, limit, f"--ppo.{name}-max-grad-norm")
+        if config.rpo_alpha and actor.is_discrete:
+            raise InputError(
+                f"Got ppo.rpo_alpha = {config.rpo_alpha} with numbered actions, which have no "
+                "mean to add noise to; give 0."
+            )
         self._scaler = scaler
         self._config = config
         self._generator = torch.Generator().manual_seed(seed)
-        self._device = actor.log_std.device
-
-    def set_progress(self, progress: float) -> float:
-        """Set both learning rates for a point of the run.
-
-        Args:
-            progress: The share of the run that is over, in [0, 1).
-
-        Returns:
-            The actor's learning rate.
-        """
-        # A function of the progress alone, so a resumed run needs no scheduler's state.
-        factor = 1 - progress if self._config.anneal_lr else 1.0
-        optimizers = (self._actor_optimizer, self._critic_optimizer)
-        for optimizer, start in zip(optimizers, self._start, strict=True):
-            for group, lr in zip(optimizer.param_groups, start, strict=True):
-                group["lr"] = lr * factor
-        return float(self._actor_optimizer.param_groups[0]["lr"])
+        self._device = next(actor.parameters()).device
+        self._knows_gradients = tuple(
+            gradients.covers(network) and not needs_closure(optimizer)
+            for network, optimizer in zip((actor, critic), optimizers, strict=True)
+        )
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """Learn from one rollout.
@@ -87,101 +101,217 @@ class Updater:
 
         Returns:
             Figures named as CleanRL names them; after the last pass, but for
-            `losses/explained_variance`, which is of the critic before the first.
+            `losses/explained_variance`, which is of the critic before the first. With a
+            `max_clip_fraction`, also the share of the policy's steps that were left out.
         """
-        self._scaler.update(rollout.rewards, rollout.terminated | rollout.truncated)
+        config = self._config
+        done = rollout.terminated | rollout.truncated
+        self._scaler.update(rollout.rewards, done, rollout.is_real)
+        if config.reset_momentum:
+            reset_momentum(self._actor_optimizer)
+            reset_momentum(self._critic_optimizer)
         samples = self._to_device(rollout)
-        advantage, target, value = self._targets(samples, rollout)
-        explained = losses.explained_variance(value, target)
-        figures: dict[str, float] = {}
-        for epoch in range(self._config.epochs):
-            if epoch and self._config.recompute_advantages:
-                advantage, target, _ = self._targets(samples, rollout)
-            # Drawn on the CPU, so that the order is the same on every device.
-            order = torch.randperm(len(target), generator=self._generator).to(self._device)
-            for part in order.tensor_split(self._config.minibatches):
-                self._step(samples, advantage, target, part)
+        targets = self._targets(samples, rollout)
+        explained = losses.explained_variance(targets.value, targets.target)
+        taken: list[bool] = []
+        for epoch in range(config.epochs):
+            if epoch and config.recompute_advantages:
+                targets = self._targets(samples, rollout)
+            taken += [self._step(batch) for batch in self._minibatches(samples, targets)]
             # The only look at the device's numbers: once per pass.
-            figures = self._measure(samples, advantage, target, explained)
-            if 0 < self._config.target_kl < figures["losses/approx_kl"]:
+            figures = self._measure_policy(samples, targets)
+            if 0 < config.target_kl < figures["losses/approx_kl"]:
                 break
+        figures["losses/value_loss"] = self._value_loss(samples, targets)
+        figures["losses/explained_variance"] = float(explained)
+        if config.max_clip_fraction:
+            figures["losses/skipped"] = 1 - sum(taken) / len(taken)
         return figures
 
-    def _step(self, samples: _Samples, advantage: Tensor, target: Tensor, part: Tensor) -> None:
-        """Take one step of each network on the samples `part`, (B,)."""
-        observation = samples.observation[part]
-
-        def actor_loss() -> Tensor:
-            now = losses.log_probability(
-                self._actor(observation), self._actor.log_std, samples.action[part]
+    def _minibatches(self, samples: _Samples, targets: _Targets) -> Iterator[Minibatch]:
+        """Yield all samples in a new order, in parts."""
+        # Drawn on the CPU, so that the order is the same on every device.
+        order = torch.randperm(len(targets.target), generator=self._generator).to(self._device)
+        action = samples.action[order]
+        if self._config.rpo_alpha:
+            # Noise on the mean is the same as its opposite on the action.
+            width = self._config.rpo_alpha
+            noise = torch.empty(action.shape).uniform_(-width, width, generator=self._generator)
+            action = action - noise.to(self._device)
+        shuffled = (
+            samples.observation[order],
+            action,
+            samples.log_probability[order],
+            targets.advantage[order],
+            targets.target[order],
+            targets.value[order],
+        )
+        parts = (x.tensor_split(self._config.minibatches) for x in shuffled)
+        for observation, action, log_probability, advantage, target, value in zip(
+            *parts, strict=True
+        ):
+            yield Minibatch(
+                observation=observation,
+                action=action,
+                log_probability=log_probability,
+                advantage=advantage,
+                target=target,
+                value=value,
             )
-            log_ratio = now - samples.log_probability[part]
-            surrogate = losses.policy_loss(log_ratio, advantage[part], self._config.clip)
-            return surrogate - self._config.entropy * losses.entropy(self._actor.log_std)
 
-        def critic_loss() -> Tensor:
-            return losses.value_loss(self._critic(observation), target[part])
+    def _step(self, batch: Minibatch) -> bool:
+        """Take one step of each network; return whether the actor took its one."""
+        steps = not self._has_moved_too_far(batch)
+        if steps:
+            self._step_actor(batch)
+        self._step_critic(batch)
+        return steps
 
-        limit = self._config.max_grad_norm
-        take_step(self._actor_optimizer, self._actor.parameters(), actor_loss, limit)
-        self._actor.bound_log_std_()
-        take_step(self._critic_optimizer, self._critic.parameters(), critic_loss, limit)
+    @torch.no_grad()
+    def _has_moved_too_far(self, batch: Minibatch) -> bool:
+        """Whether too many ratios are outside the clip range; waits for the device if asked."""
+        most = self._config.max_clip_fraction
+        if most == 0:
+            return False
+        log_ratio = self._log_probability(batch) - batch.log_probability
+        return bool(losses.clip_fraction(log_ratio, self._config.clip) > most)
+
+    def _step_actor(self, batch: Minibatch) -> None:
+        config, limit = self._config, self._config.actor_max_grad_norm
+        if self._knows_gradients[0]:
+            gradients.set_actor_gradient(self._actor, batch, config.clip, config.entropy)
+            step_from_gradients(
+                self._actor_optimizer,
+                self._actor.parameters(),
+                limit,
+                lambda: self._actor_pair(batch),
+            )
+        else:
+            self._differentiate_actor(batch, limit)
+        self._actor.bound_()
+
+    def _step_critic(self, batch: Minibatch) -> None:
+        limit = self._config.critic_max_grad_norm
+        if self._knows_gradients[1]:
+            gradients.set_critic_gradient(self._critic, batch, self._config.value_clip)
+            step_from_gradients(
+                self._critic_optimizer,
+                self._critic.parameters(),
+                limit,
+                lambda: self._critic_pair(batch),
+            )
+        else:
+            self._differentiate_critic(batch, limit)
+
+    def _differentiate_actor(self, batch: Minibatch, limit: float) -> None:
+        def loss_of() -> Tensor:
+            policy = self._actor.distribution(self._actor(batch.observation))
+            log_ratio = policy.log_probability(batch.action) - batch.log_probability
+            surrogate = losses.policy_loss(log_ratio, batch.advantage, self._config.clip)
+            return surrogate - self._config.entropy * policy.entropy().mean()
+
+        take_step(
+            self._actor_optimizer,
+            self._actor.parameters(),
+            loss_of,
+            limit,
+            lambda: self._actor_pair(batch),
+        )
+
+    def _differentiate_critic(self, batch: Minibatch, limit: float) -> None:
+        def loss_of() -> Tensor:
+            value = self._critic(batch.observation)
+            clip = self._config.value_clip
+            return losses.clipped_value_loss(value, batch.target, batch.value, clip)
+
+        take_step(
+            self._critic_optimizer,
+            self._critic.parameters(),
+            loss_of,
+            limit,
+            lambda: self._critic_pair(batch),
+        )
+
+    def _actor_pair(self, batch: Minibatch) -> Pair:
+        policy = self._actor.distribution(self._actor(batch.observation))
+        return curvature_pair(policy_divergence(policy), self._actor_optimizer, self._generator)
+
+    def _critic_pair(self, batch: Minibatch) -> Pair:
+        value = self._critic(batch.observation)
+        return curvature_pair(value_divergence(value), self._critic_optimizer, self._generator)
+
+    def _log_probability(self, samples: _Samples | Minibatch) -> Tensor:
+        """Return the log-probabilities of actions under the actor as it is."""
+        output = self._actor(samples.observation)
+        return self._actor.distribution(output).log_probability(samples.action)
 
     @torch.no_grad()
     def _to_device(self, rollout: Rollout) -> _Samples:
-        def flat(values: Float32Array) -> Tensor:
-            return torch.from_numpy(values).flatten(0, 1).to(self._device)
+        def flat(values: ActionArray) -> Tensor:
+            return torch.from_numpy(values[rollout.is_real]).to(self._device)
 
         observation, action = flat(rollout.observations), flat(rollout.actions)
         # The actor's own density, not one from acting: the ratio then starts at 1.
-        mean = self._actor(observation)
+        policy = self._actor.distribution(self._actor(observation))
         return _Samples(
             observation=observation,
             next_observation=flat(rollout.next_observations),
             action=action,
-            log_probability=losses.log_probability(mean, self._actor.log_std, action),
-            rewards=self._scaler.scale(rollout.rewards),
+            log_probability=policy.log_probability(action),
         )
 
     @torch.no_grad()
-    def _targets(self, samples: _Samples, rollout: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-        """Return normalised advantages, value targets and values, (S,) each."""
-        shape = samples.rewards.shape
-        value = self._critic(samples.observation)
-        advantages = torch.from_numpy(
-            estimate_advantages(
-                samples.rewards,
-                value.cpu().double().numpy().reshape(shape),
-                self._critic(samples.next_observation).cpu().double().numpy().reshape(shape),
-                rollout.terminated,
-                rollout.truncated,
-                gamma=self._config.gamma,
-                gae_lambda=self._config.gae_lambda,
-            )
+    def _targets(self, samples: _Samples, rollout: Rollout) -> _Targets:
+        """Estimate advantages, and what the critic shall give."""
+        config, moments = self._config, self._scaler.moments
+        is_normal = config.normalize_returns == "values"
+        # A value is `mean + deviation * output` of the critic.
+        mean, deviation = (moments.mean, moments.deviation) if is_normal else (0.0, 1.0)
+
+        def values(output: Tensor) -> FloatArray:
+            found = np.zeros(rollout.is_real.shape)
+            found[rollout.is_real] = mean + deviation * output.cpu().double().numpy()
+            return found
+
+        is_scaled = config.normalize_returns == "rewards"
+        output = self._critic(samples.observation)
+        advantages = estimate_advantages(
+            self._scaler.scale(rollout.rewards) if is_scaled else rollout.rewards,
+            values(output),
+            values(self._critic(samples.next_observation)),
+            rollout.terminated,
+            rollout.truncated,
+            rollout.is_real,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
         )
-        advantage = advantages.flatten().to(self._device, torch.float32)
-        # The targets keep the critic's scale; only the policy's weights are normalised.
-        normalised = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        return normalised, advantage + value, value
+        flat = torch.from_numpy(advantages[rollout.is_real])
+        advantage = flat.to(self._device, torch.float32)
+        target = advantage / float(deviation) + output
+        if config.normalize_advantages:
+            # The targets keep the critic's scale; only the policy's weights are normalised.
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        return _Targets(advantage=advantage, target=target, value=output)
 
     @torch.no_grad()
-    def _measure(
-        self, samples: _Samples, advantage: Tensor, target: Tensor, explained: Tensor
-    ) -> dict[str, float]:
-        """Return the losses over the whole rollout."""
-        log_std = self._actor.log_std
-        now = losses.log_probability(self._actor(samples.observation), log_std, samples.action)
-        log_ratio = now - samples.log_probability
+    def _measure_policy(self, samples: _Samples, targets: _Targets) -> dict[str, float]:
+        """Return figures of the policy over the whole rollout."""
+        policy = self._actor.distribution(self._actor(samples.observation))
+        log_ratio = policy.log_probability(samples.action) - samples.log_probability
         clip = self._config.clip
         tensors = {
-            "losses/policy_loss": losses.policy_loss(log_ratio, advantage, clip),
-            "losses/value_loss": losses.value_loss(self._critic(samples.observation), target),
-            "losses/entropy": losses.entropy(log_std),
+            "losses/policy_loss": losses.policy_loss(log_ratio, targets.advantage, clip),
+            "losses/entropy": policy.entropy().mean(),
+            "losses/old_approx_kl": -log_ratio.mean(),
             "losses/approx_kl": losses.approximate_kl(log_ratio),
             "losses/clipfrac": losses.clip_fraction(log_ratio, clip),
-            "losses/explained_variance": explained,
         }
         return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+
+    @torch.no_grad()
+    def _value_loss(self, samples: _Samples, targets: _Targets) -> float:
+        value = self._critic(samples.observation)
+        return float(losses.value_loss(value, targets.target))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the actor that the next update depends on."""

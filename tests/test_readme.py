@@ -18,7 +18,8 @@ SHORT_GPT = (
 )
 SHORT = {
     "train_lm": SHORT_GPT,
-    "compare": SHORT_GPT,
+    "compare lm": SHORT_GPT,
+    "compare rl": "--total-steps 256 --eval-episodes 1 --seeds 0 1",
     "sample_lm": "--tokens 5",
     "compare_forms": "--problems memory --candidates Diagonal --steps 2 --repeats 1",
     "bench_step": "--models mlp-64 --contenders adamw-fused psgd-long-diagonal --warmup 1",
@@ -48,7 +49,8 @@ def test_the_scripts_run_as_written(
         if name == "python":
             script = Path(args[0])
             assert script.parent == Path("scripts")
-            short = shlex.split(SHORT.get(script.stem, ""))
+            key = f"{script.stem} {args[1]}" if script.stem == "compare" else script.stem
+            short = shlex.split(SHORT.get(key, ""))
             importlib.import_module(script.stem).main([*args[1:], *short])
             assert capsys.readouterr().out.strip()
             ran.append(script.stem)

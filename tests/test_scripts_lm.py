@@ -150,6 +150,7 @@ def test_compare_prints_its_table(call):
         (train_lm, "smoke --optim.form.geometry EQ --optim.form xmat", "no flag --optim.form.geo"),
         (train_lm, "smoke --optim.form touched-rows --optim.criterion newton", "with Newton"),
         (train_lm, "smoke --optim newton", "--grad-clip 0"),
+        (train_lm, "smoke --optim.criterion curvature", "give it the criterion newton"),
         (train_lm, "smoke --optim muon", "role embedding; give --embedding adamw"),
         (train_lm, "smoke --optim peer --optim.target no_such.SOAP", "install its package"),
         (train_lm, "smoke --steps x", "Got 'x' for --steps; give INT."),

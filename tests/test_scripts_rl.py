@@ -6,6 +6,7 @@ import signal
 import sys
 
 import _cli
+import compare
 import evaluate_rl
 import pytest
 import train_rl
@@ -100,6 +101,9 @@ BAD = [
     (train_rl, ("smoke", "--resume", "--run-dir", "nothing"), "nothing"),
     (train_rl, ("smoke", "--run-dir", "/dev/null/run"), "cannot be made (Not a directory)"),
     (train_rl, ("smoke", "--resume", "--overwrite"), "give one of them"),
+    (compare, ("rk", "smoke"), "no task 'rk'; known: lm, rl"),
+    (compare, ("rl", "smok"), "did you mean smoke"),
+    (compare, ("rl", "smoke", "--actor.lr", "1"), "give --optimizers, --lrs and --seeds"),
     (evaluate_rl, (), "There is no run folder"),
     (evaluate_rl, ("nothing",), "no checkpoint nothing"),
     (evaluate_rl, ("--episodes", "3"), "name the run folder before"),
@@ -117,6 +121,24 @@ def test_bad_input_is_one_line_and_exit_code_2(run, script, args, message, tmp_p
     assert message in complaint
     assert complaint.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("short_episodes")
+def test_compare_prints_its_table(run, tmp_path):
+    line = ("rl", "smoke", "--seeds", 0, 1, "--total-steps", 256, "--run-dir", tmp_path / "all")
+    code, out, _ = run(compare, *line)
+    assert code == 0
+    assert "| psgd | 0.0015 | 2 |" in out
+    assert (tmp_path / "all" / "efficiency.png").is_file()
+    assert run(compare, *line, "--resume")[1] == out
+
+
+def test_compare_names_the_extra_that_is_missing(run, monkeypatch):
+    monkeypatch.delitem(sys.modules, "_compare_rl", raising=False)
+    monkeypatch.setitem(sys.modules, "psgd_rl.entries", None)
+    code, _, complaint = run(compare, "rl", "smok")
+    assert code == 2
+    assert "pip install 'psgd-toolkit[rl,cli]'" in complaint
 
 
 def test_help_lists_presets_and_flags(monkeypatch, capsys):

@@ -6,6 +6,7 @@ The applications hold one of these in their configuration and never name an opti
 from psgd_optim.config.criteria import (
     CRITERIA,
     CriterionConfig,
+    CurvatureCriterion,
     FisherCriterion,
     GradientCriterion,
     MomentumCriterion,
@@ -42,6 +43,7 @@ __all__ = [
     "ArrowForm",
     "ClosedDiagonalForm",
     "CriterionConfig",
+    "CurvatureCriterion",
     "DenseForm",
     "DiagonalForm",
     "FisherCriterion",

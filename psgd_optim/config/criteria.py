@@ -11,7 +11,13 @@ from psgd_optim.criteria import (
     Newton,
     UnbiasedFisher,
 )
-from psgd_optim.curvature import Exact, FiniteDifference, GradientDifference, PairSource
+from psgd_optim.curvature import (
+    Exact,
+    FiniteDifference,
+    Given,
+    GradientDifference,
+    PairSource,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +109,27 @@ class NewtonCriterion:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class CurvatureCriterion:
+    """Fits to a positive curvature that the application knows; lr is relative to a full step."""
+
+    name: ClassVar[str] = "curvature"
+
+    damping: float = 1e-2
+    """What is added to the curvature, times the identity: bounds the preconditioner."""
+
+    def build(self) -> Criterion:
+        """Return the criterion."""
+        return Newton(damping=self.damping, traditional=True, source=Given())
+
+
 CriterionConfig = (
     MomentumCriterion
     | GradientCriterion
     | FisherCriterion
     | UnbiasedFisherCriterion
     | NewtonCriterion
+    | CurvatureCriterion
 )
 
 CRITERIA: dict[str, CriterionConfig] = {
@@ -117,5 +138,6 @@ CRITERIA: dict[str, CriterionConfig] = {
     FisherCriterion.name: FisherCriterion(),
     UnbiasedFisherCriterion.name: UnbiasedFisherCriterion(),
     NewtonCriterion.name: NewtonCriterion(),
+    CurvatureCriterion.name: CurvatureCriterion(),
 }
 """Every criterion by its name."""

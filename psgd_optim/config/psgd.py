@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from psgd_optim.averages import Nesterov
-from psgd_optim.clipping import Clip, ClipElement, ClipJointRMS, ClipRMS
+from psgd_optim.clipping import Clip, ClipElement, ClipJointRMS, ClipRMS, TrustRegion
 from psgd_optim.config.base import check, groups_of
 from psgd_optim.config.criteria import CriterionConfig, MomentumCriterion
 from psgd_optim.config.forms import FormConfig, KronForm, PermutationForm
@@ -65,8 +65,11 @@ class PSGDConfig:
     clip_element: float | None = None
     """Largest modulus of an element of it; None takes the criterion's own: 10 if it whitens."""
     clip_joint_rms: float | None = None
-    """Largest root mean square over all parameters; None takes the criterion's own: 0.1 with
-    newton."""
+    """Largest root mean square over all parameters; None takes the criterion's own: 0.1 with newton
+    and curvature."""
+    trust_region: float | None = None
+    """Largest change by a step of lr 1 of the quadratic model that it comes from, such as the KL
+    divergence of a policy with the criterion curvature; None sets no limit."""
     max_memory_gb: float = math.inf
     """Largest memory of the optimizer's state in GiB; a larger one is refused at once."""
     compile: bool = False
@@ -103,6 +106,7 @@ class PSGDConfig:
             (ClipRMS, self.clip_rms),
             (ClipElement, self.clip_element),
             (ClipJointRMS, self.clip_joint_rms),
+            (TrustRegion, self.trust_region),
         ):
             if limit is not None:
                 limits[kind] = kind(limit)
@@ -155,6 +159,7 @@ _SHARED = (
     "clip_rms",
     "clip_element",
     "clip_joint_rms",
+    "trust_region",
     "max_memory_gb",
     "compile",
 )

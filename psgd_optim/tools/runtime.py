@@ -89,18 +89,19 @@ MOST_THREADS = 256
 """Beyond this a number of threads is a mistake; the thread pools crash on large ones."""
 
 
-def check_threads(name: str, count: int) -> None:
+def check_threads(name: str, count: int, *, least: int = 1) -> None:
     """Refuse a number of threads that cannot be meant.
 
     Args:
         name: The setting's flag.
         count: Its value.
+        least: The smallest that is allowed; 0 where that has a meaning of its own.
 
     Raises:
-        InputError: If it is below 1 or above `MOST_THREADS`.
+        InputError: If it is below `least` or above `MOST_THREADS`.
     """
-    if not 1 <= count <= MOST_THREADS:
-        raise InputError(f"Got {name} {count}; give 1 to {MOST_THREADS}.")
+    if not least <= count <= MOST_THREADS:
+        raise InputError(f"Got {name} {count}; give {least} to {MOST_THREADS}.")
 
 
 @contextlib.contextmanager

@@ -1,16 +1,28 @@
-"""One step with any optimizer: from gradients, or from a closure for one that needs the loss."""
+"""One step with any optimizer: from gradients, or from a closure for one that needs the loss.
 
-from collections.abc import Callable, Iterable
+One that is fitted to pairs of its caller's gets them beside the gradients.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from psgd_optim.types import InputError
 
+_AVERAGES = ("exp_avg", "momentum_buffer")
+Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""Probes `v` and Hessian-vector products `H v`, in the order of the optimizer's parameters."""
+
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the optimizer differentiates the loss itself, from a closure that returns it."""
     return bool(getattr(optimizer, "needs_closure", False))
+
+
+def takes_pairs(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer is fitted to pairs that only its caller can give."""
+    return bool(getattr(optimizer, "takes_pairs", False))
 
 
 def differentiates_twice(optimizer: torch.optim.Optimizer) -> bool:
@@ -57,6 +69,24 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return norm
 
 
+@torch.no_grad()
+def reset_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Empty the gradient averages of an optimizer; all else of its state stays.
+
+    Args:
+        optimizer: One with a method of this name, or with averages named as torch names them; any
+            other is left alone.
+    """
+    own = getattr(optimizer, "reset_momentum", None)
+    if own is not None:
+        own()
+        return
+    for state in optimizer.state.values():
+        for name in _AVERAGES:
+            if isinstance(state.get(name), Tensor):
+                state[name].zero_()
+
+
 def _numbers(parameter: Tensor) -> Tensor:
     """Return the numbers that a parameter's gradient is made of, a view."""
     grad = parameter.grad
@@ -71,14 +101,17 @@ def take_step(
     parameters: Iterable[Tensor],
     loss_of: Callable[[], Tensor],
     max_norm: float,
+    pair_of: Callable[[], Pair] | None = None,
 ) -> Tensor:
-    """Take one step with an optimizer of either kind.
+    """Take one step with an optimizer of any kind.
 
     Args:
         optimizer: Steps from gradients, or from a closure if `needs_closure`.
         parameters: What the optimizer trains.
         loss_of: Returns the loss of this step's batch, always the same batch.
         max_norm: Largest norm of the gradient; 0 for no clipping.
+        pair_of: Returns the pair to fit to; called if the optimizer takes pairs, in the steps that
+            fit.
 
     Returns:
         0-D, the loss before the step, without its graph.
@@ -95,8 +128,29 @@ def take_step(
         return seen[0]
     loss = loss_of()
     loss.backward()  # type: ignore[no-untyped-call]
+    step_from_gradients(optimizer, parameters, max_norm, pair_of)
+    return loss.detach()
+
+
+def step_from_gradients(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[Tensor],
+    max_norm: float,
+    pair_of: Callable[[], Pair] | None = None,
+) -> None:
+    """Clip the gradients that are there, take a step, and drop them.
+
+    Args:
+        optimizer: Steps from gradients.
+        parameters: What it trains.
+        max_norm: Largest norm of the gradient; 0 for no clipping.
+        pair_of: As in `take_step`.
+    """
     if max_norm > 0:
         nn.utils.clip_grad_norm_(parameters, max_norm)
-    optimizer.step()
+    if pair_of is not None and takes_pairs(optimizer) and getattr(optimizer, "fits_next", True):
+        step: Callable[..., object] = optimizer.step  # torch's own knows no pairs
+        step(pair=pair_of())
+    else:
+        optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from psgd_optim.tools.stepping import needs_closure
+from psgd_optim.tools.stepping import needs_closure, reset_momentum, takes_pairs
 from psgd_optim.types import InputError
 
 
@@ -20,7 +20,7 @@ class Together(torch.optim.Optimizer):
         optimizers: By name; all step from gradients, and no two have a parameter in common.
 
     Raises:
-        InputError: If one of them differentiates the loss itself.
+        InputError: If one of them differentiates the loss itself, or takes pairs.
         ValueError: If there are none, or two of them share a parameter.
     """
 
@@ -34,6 +34,11 @@ class Together(torch.optim.Optimizer):
                     f"The optimizer of {name} differentiates the loss itself, which it cannot do "
                     "beside another optimizer; give all parameters psgd with one criterion, and "
                     "differ in forms and rates only."
+                )
+            if takes_pairs(optimizer):
+                raise InputError(
+                    f"The optimizer of {name} is fitted to products of a curvature, which it does "
+                    "not get beside another optimizer; give it another criterion."
                 )
         self._optimizers = dict(optimizers)
         params = [p for group in self._joined() for p in group["params"]]
@@ -104,6 +109,11 @@ class Together(torch.optim.Optimizer):
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state_dict[name])
         self.param_groups = self._joined()  # torch puts new dicts in the place of the old ones
+
+    def reset_momentum(self) -> None:
+        """Empty the gradient averages of every optimizer."""
+        for each in self._optimizers.values():
+            reset_momentum(each)
 
     def metrics(self) -> dict[str, Tensor]:
         """Return the figures of the optimizers that have some, as `NAME/FIGURE`."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from psgd_lm.gpt import GPT, GPTConfig
 from psgd_lm.language_model import Output, token_losses
-from psgd_rl.actor_critic import Actor, Critic
+from psgd_rl.actor_critic import Critic, GaussianActor
 
 BATCHES = 4
 """Different batches that a run goes through again and again."""
@@ -104,7 +104,7 @@ class ActorAndCritic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         start = torch.Generator().manual_seed(0)
-        self.actor = Actor(
+        self.actor = GaussianActor(
             (17, 64, 64, 6), log_std=0.0, log_std_bounds=(-5.0, 2.0), generator=start
         )
         self.critic = Critic((17, 64, 64, 1), generator=start)

@@ -9,7 +9,7 @@ import pytest
 from psgd_lm import compare as compare_module
 from psgd_lm import run_state
 from psgd_lm.compare import compare
-from psgd_lm.entries import Grid, members
+from psgd_lm.entries import LMGrid, members
 from psgd_lm.gpt import GPTConfig
 from psgd_lm.presets import PRESETS
 from psgd_lm.stepping import Stepper
@@ -19,7 +19,7 @@ from psgd_optim.types import InputError
 def laid_out(config, folder, **changes):
     """Return the runs of a comparison on a tiny text, and its grid."""
     task = replace(config, optim=PRESETS["smoke"].optim)
-    grid = Grid(run_dir=folder, **changes)
+    grid = LMGrid(run_dir=folder, **changes)
     return members("smoke", task, grid), grid
 
 
@@ -84,13 +84,21 @@ def test_resuming_with_other_settings_is_refused(tiny_config, tmp_path):
     folder = tmp_path / "comparison"
     runs, grid = laid_out(tiny_config, folder, optimizers=("adamw",))
     compare(runs, grid)
-    with pytest.raises(InputError, match="was started with members"):
-        compare(*laid_out(tiny_config, folder, resume=True))
+    with pytest.raises(InputError, match="was started with the run adamw-lr"):
+        compare(*laid_out(tiny_config, folder, optimizers=("psgd",), resume=True))
     longer = {
         name: replace(run, config=replace(run.config, steps=30)) for name, run in runs.items()
     }
     with pytest.raises(InputError, match="was started with steps = 20, got 30"):
         compare(longer, replace(grid, resume=True))
+
+
+def test_finished_comparison_is_extended_by_an_optimizer(tiny_config, tmp_path):
+    folder = tmp_path / "comparison"
+    first = compare(*laid_out(tiny_config, folder, optimizers=("adamw",)))
+    both = compare(*laid_out(tiny_config, folder, resume=True))
+    assert {row.optimizer for row in both.rows} == {"psgd", "adamw"}
+    assert first.rows[0] in both.rows
 
 
 def test_what_cannot_work_leaves_the_old_comparison(tiny_config, tmp_path, text_file):

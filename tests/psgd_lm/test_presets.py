@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from psgd_lm.data import DataConfig
-from psgd_lm.entries import Grid, members
+from psgd_lm.entries import LMGrid, members
 from psgd_lm.gpt import GPTConfig
 from psgd_lm.models import build_model
 from psgd_lm.presets import ABOUT, DEFAULTS, PRESETS, TUNED
@@ -75,7 +75,7 @@ def test_every_tuned_optimizer_starts(name, tmp_path, text_file):
 
 
 def test_a_comparison_takes_settings_of_several_fields():
-    runs = members("shakespeare-cpu", PRESETS["shakespeare-cpu"], Grid(optimizers=("muon",)))
+    runs = members("shakespeare-cpu", PRESETS["shakespeare-cpu"], LMGrid(optimizers=("muon",)))
     (run,) = runs.values()
     assert (run.config.optim.name, run.config.vector.name) == ("muon", "adamw")
 

@@ -2,8 +2,9 @@ import math
 
 import pytest
 
-from psgd_lm.report import comparison_table, failures, find_goal
-from psgd_lm.rows import Member, make_rows
+from psgd_lm.report import comparison_table, find_goal
+from psgd_lm.rows import LMMember, make_rows
+from psgd_optim.tools.comparison import failures
 
 
 def member(optimizer, lr, losses, *, seed=0, status="finished", ms=10.0, wd=0.0, test=None):
@@ -15,7 +16,7 @@ def member(optimizer, lr, losses, *, seed=0, status="finished", ms=10.0, wd=0.0,
         "ms_per_step": ms,
         "parameters": 1234,
     }
-    return Member(
+    return LMMember(
         name=f"{optimizer}-lr{lr}-seed{seed}",
         optimizer=optimizer,
         lr=lr,

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from psgd_lm.rows import Mean, Member, best_rows, make_rows, with_target
+from psgd_lm.rows import LMMember, Mean, best_rows, make_rows, with_target
 
 
 def member(optimizer, lr, seed, losses, *, status="finished", ms=10.0, wd=0.0, test=None):
@@ -16,7 +16,7 @@ def member(optimizer, lr, seed, losses, *, status="finished", ms=10.0, wd=0.0, t
         "ms_per_step": ms,
         "parameters": 1234,
     }
-    return Member(
+    return LMMember(
         name=f"{optimizer}-{lr}-{seed}",
         optimizer=optimizer,
         lr=lr,

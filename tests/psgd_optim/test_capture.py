@@ -16,7 +16,7 @@ from torch import Tensor
 from psgd_optim import PSGD, Cautious, Diagonal, Fitting, Hyperball, Kron, MatchRMS, Split
 from psgd_optim.averages import Nesterov
 from psgd_optim.capture import Captured
-from psgd_optim.clipping import ClipJointRMS
+from psgd_optim.clipping import ClipJointRMS, TrustRegion
 from psgd_optim.criteria import GradientWhitening, Newton, UnbiasedFisher
 from psgd_optim.curvature import Given
 from psgd_optim.forms.low_rank import LowRank
@@ -47,13 +47,24 @@ def device_far_away(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         {"form": Kron(dtype=torch.bfloat16), "weight_decay": Cautious(0.1)},
         {"form": Split(Kron(max_skew=math.inf), 3), "weight_decay": Hyperball()},
         {"form": Joint(LowRank(rank=2)), "clip": (MatchRMS(), ClipJointRMS(0.1))},
+        {"momentum": Nesterov(0.8), "clip": (TrustRegion(1e-3),)},
         {"fitting": Fitting(gate=0.4, precond_lr=Adaptive()), "form": Diagonal()},
         {
             "criterion": UnbiasedFisher(batch_size=4),
             "fitting": Fitting(gate=0.4, update_first=False),
         },
     ],
-    ids=["default", "nesterov", "plain", "bf16", "split", "joint", "adaptive", "fisher-late"],
+    ids=[
+        "default",
+        "nesterov",
+        "plain",
+        "bf16",
+        "split",
+        "joint",
+        "region",
+        "adaptive",
+        "fisher-late",
+    ],
 )
 def test_replays_have_the_bits_of_eager_steps(settings: Settings) -> None:
     params, others = parameters(), parameters()

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from psgd_optim.clipping import Clip, ClipElement, ClipNorm, ClipRMS, Limit, MatchRMS
+from psgd_optim.clipping import (
+    Clip,
+    ClipElement,
+    ClipNorm,
+    ClipRMS,
+    Limit,
+    MatchRMS,
+    TrustRegion,
+)
 from psgd_optim.updates import Update
 
 
@@ -57,7 +65,7 @@ def test_small_and_zero_updates_are_left_alone(kind: type[Limit]) -> None:
     clip(kind(1.0), [])
 
 
-@pytest.mark.parametrize("kind", [ClipRMS, ClipElement, ClipNorm])
+@pytest.mark.parametrize("kind", [ClipRMS, ClipElement, ClipNorm, TrustRegion])
 @pytest.mark.parametrize("limit", [0.0, -1.0, float("nan")])
 def test_limits_not_above_zero_are_refused(kind: type[Limit], limit: float) -> None:
     with pytest.raises(ValueError, match=f"{kind.__name__} got the limit"):
@@ -148,3 +156,45 @@ def test_a_scale_is_an_entry_of_the_clip_sequence() -> None:
     for one in (ClipElement(2.0), MatchRMS(0.2)):
         clip(one, [x])
     torch.testing.assert_close(x, torch.full((1, 4), 0.2))
+
+
+def measured(scale: float, dtype: torch.dtype = torch.float64) -> list[Update]:
+    """Return updates `u = P m` with `P = 4 I`: `m^T u = |u|^2 / 4`."""
+    return [Update(x, lengths=x.flatten(1).norm(dim=1) / 2) for x in updates(scale, dtype)]
+
+
+def moved(updated: list[Update]) -> float:
+    """Return `u^T P^-1 u / 2` for the same."""
+    return sum(float(update.rows.abs().square().sum()) for update in updated) / 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("radius", [1e-12, 0.3])
+def test_trust_region_moves_the_model_by_its_radius(dtype: torch.dtype, radius: float) -> None:
+    changed, before = measured(3.0, dtype), updates(3.0, dtype)
+    TrustRegion(radius).clip_(changed)
+    assert moved(changed) == pytest.approx(radius, rel=1e-12)
+    ratios = [(new.rows / old).flatten() for new, old in zip(changed, before, strict=True)]
+    torch.testing.assert_close(torch.cat(ratios), ratios[0][:1].expand(sum(map(len, ratios))))
+    assert sum(float(x.lengths().square().sum()) for x in changed) == pytest.approx(2 * radius)
+
+
+def test_trust_region_leaves_alone_what_is_inside_and_zeros() -> None:
+    for scale in (1e-3, 0.0):
+        changed = measured(scale)
+        TrustRegion(1.0).clip_(changed)
+        for new, old in zip(changed, updates(scale), strict=True):
+            torch.testing.assert_close(new.rows, old, rtol=0, atol=0)
+    TrustRegion(1.0).clip_([])
+
+
+def test_trust_region_knows_of_clips_before_it() -> None:
+    changed = measured(3.0)
+    for one in (ClipRMS(0.5), ClipNorm(1.0), TrustRegion(1e-3)):
+        one.clip_(changed)
+    assert moved(changed) == pytest.approx(1e-3, rel=1e-12)
+
+
+def test_trust_region_refuses_updates_that_nobody_has_measured() -> None:
+    with pytest.raises(ValueError, match="needs_lengths = True"):
+        clip(TrustRegion(1.0), updates(1.0))

@@ -23,6 +23,8 @@ from psgd_optim import (
     block_step,
 )
 from psgd_optim.blocks import Block
+from psgd_optim.clipping import TrustRegion
+from psgd_optim.criteria import Criterion, Fisher
 
 SHAPES = [(6, 4), (6, 4), (4,), (6, 1, 4), ()]
 FORMS = {
@@ -544,6 +546,33 @@ def test_clips_apply_to_all_parameters_in_their_order() -> None:
     rms = [[float(m.square().mean().sqrt()) for m in moved] for moved, _ in results[:2]]
     assert max(rms[0]) / min(rms[0]) == pytest.approx(1.0, rel=1e-3)
     assert max(rms[1]) / min(rms[1]) > 1.05
+
+
+@pytest.mark.parametrize("criterion", [GradientWhitening(damping=0.0), Fisher(damping=0.0)])
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+def test_trust_region_is_that_of_what_the_preconditioner_was_applied_to(
+    criterion: Criterion, scale: float
+) -> None:
+    # Below m^T u, which is about the scale of the gradients, or 1 where u falls as they grow.
+    radius = 1e-3 * (1 if isinstance(criterion, Fisher) else scale)
+    trails = []
+    for clips in ((), (TrustRegion(radius),)):
+        params = parameters()
+        optimizer = PSGD(params, 1.0, criterion=criterion, momentum=0.0, clip=clips)
+        moves = []
+        for step in range(3):
+            for p in params:
+                p.detach().zero_()  # so that updates are read without rounding
+            run(optimizer, params, range(step, step + 1), scale)
+            moves.append([-p.detach().double() for p in params])
+        trails.append(moves)
+    for step, (free, limited) in enumerate(zip(*trails, strict=True)):
+        set_gradients(params, step, scale)
+        slope = sum(float((p.grad.double() * u).sum()) for p, u in zip(params, free, strict=True))
+        factor = (2 * radius / slope) ** 0.5
+        assert factor < 1
+        for u, cut in zip(free, limited, strict=True):
+            torch.testing.assert_close(cut, factor * u, rtol=1e-5, atol=0)
 
 
 def test_a_given_scale_replaces_that_of_the_first_gradient() -> None:

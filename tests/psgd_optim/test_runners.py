@@ -25,7 +25,7 @@ from psgd_optim import (
     runners,
 )
 from psgd_optim.averages import Nesterov
-from psgd_optim.clipping import ClipJointRMS
+from psgd_optim.clipping import ClipJointRMS, TrustRegion
 from psgd_optim.criteria import GradientWhitening, UnbiasedFisher
 from psgd_optim.curvature import Given
 from psgd_optim.forms.low_rank import LowRank
@@ -180,6 +180,7 @@ def test_equal_plans_share_a_graph(graphs: Graphs) -> None:
             "weight_decay": Cautious(0.1),
             "clip": (MatchRMS(), ClipJointRMS(0.1)),
         },
+        {"momentum": Nesterov(0.8), "clip": (TrustRegion(1e-3),)},
         {
             "form": Diagonal(),
             "criterion": GradientWhitening(),
@@ -191,7 +192,16 @@ def test_equal_plans_share_a_graph(graphs: Graphs) -> None:
             "fitting": Fitting(gate=every_third, update_first=False),
         },
     ],
-    ids=["default", "eq-nesterov", "bfloat16", "low-rank", "pieces", "adaptive", "fisher-late"],
+    ids=[
+        "default",
+        "eq-nesterov",
+        "bfloat16",
+        "low-rank",
+        "pieces",
+        "region",
+        "adaptive",
+        "fisher-late",
+    ],
 )
 def test_compiled_steps_equal_eager_ones(graphs: Graphs, settings: dict[str, Any]) -> None:
     settings = {"fitting": Fitting(gate=every_third)} | settings

@@ -31,11 +31,27 @@ def test_equals_the_definition(ends):
     if ends == "both at once":
         truncated = terminated.copy()
     parts = (rewards, values, next_values, terminated, truncated)
-    got = estimate_advantages(*parts, gamma=GAMMA, gae_lambda=LAMBDA)
+    is_real = np.ones_like(terminated)
+    got = estimate_advantages(*parts, is_real, gamma=GAMMA, gae_lambda=LAMBDA)
     for n in range(envs):
         columns = [part[:, n] for part in parts]
         expected = [slow_advantage(*columns, t) for t in range(steps)]
         np.testing.assert_allclose(got[:, n], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_crosses_a_step_that_is_not_real():
+    generator = np.random.default_rng(1)
+    rewards, values, next_values = generator.normal(size=(3, 20, 3))
+    never = np.zeros((20, 3), dtype=bool)
+    is_real = ~never
+    is_real[7] = False
+    parts = (rewards, values, next_values, never, never)
+    got = estimate_advantages(*parts, is_real, gamma=GAMMA, gae_lambda=LAMBDA)
+    pieces = [
+        estimate_advantages(*(x[part] for x in (*parts, is_real)), gamma=GAMMA, gae_lambda=LAMBDA)
+        for part in (slice(0, 7), slice(8, 20))
+    ]
+    np.testing.assert_array_equal(got, np.concatenate((pieces[0], np.zeros((1, 3)), pieces[1])))
 
 
 def fitted_value(*, terminated: bool) -> float:
@@ -52,6 +68,7 @@ def fitted_value(*, terminated: bool) -> float:
             values,
             ends if terminated else never,
             never if terminated else ends,
+            ~never,
             gamma=0.9,
             gae_lambda=0.95,
         )

@@ -7,8 +7,8 @@ import torch
 from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
 from psgd_rl.config import NetworkConfig
-from psgd_rl.envs import VectorEnv
-from psgd_rl.tasks import HALF_CHEETAH
+from psgd_rl.envs.mujoco_env import MujocoEnv
+from psgd_rl.envs.tasks import HALF_CHEETAH
 
 
 def make_agent(sizes=(17, 8, 6)) -> Agent:
@@ -31,7 +31,7 @@ def test_restored_agent_acts_alike(tmp_path):
 
 @pytest.mark.parametrize("sizes", [(16, 8, 6), (17, 8, 5)])
 def test_agent_of_other_spaces_is_refused(sizes):
-    env = VectorEnv(HALF_CHEETAH, [1])
+    env = MujocoEnv(HALF_CHEETAH, [1])
     make_agent().check_spaces(env)
     with pytest.raises(InputError, match=f"takes {sizes[0]} .* gives {sizes[-1]} .* has 17 and 6"):
         make_agent(sizes).check_spaces(env)

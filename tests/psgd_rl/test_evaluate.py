@@ -10,9 +10,9 @@ from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.types import InputError
 from psgd_rl.agent import Agent
 from psgd_rl.config import FIRST_EVALUATION_SEED, NetworkConfig
-from psgd_rl.envs import VectorEnv
+from psgd_rl.envs.mujoco_env import MujocoEnv
+from psgd_rl.envs.tasks import HALF_CHEETAH, TASKS
 from psgd_rl.evaluate import KIND, evaluate, evaluate_checkpoint, evaluate_run
-from psgd_rl.tasks import HALF_CHEETAH, TASKS
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def checkpoint(agent, tmp_path):
 
 def test_equals_a_plain_loop(agent):
     got = evaluate(agent, 2)
-    env = VectorEnv(HALF_CHEETAH, [FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 1])
+    env = MujocoEnv(HALF_CHEETAH, [FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 1])
     policy = agent.acting_policy()
     expected = np.zeros(2)
     for _ in range(1000):
@@ -48,7 +48,7 @@ def test_equals_a_plain_loop(agent):
 
 def test_counts_one_episode_per_seed_however_long_the_others_are(agent, monkeypatch):
     def is_tilted(motion):
-        return np.abs(motion.qpos[:, 2]) > 0.15
+        return np.abs(motion.now.qpos[:, 2]) > 0.15
 
     task = replace(HALF_CHEETAH, is_terminated=is_tilted, max_episode_steps=40)
     monkeypatch.setitem(TASKS, task.env_id, task)
@@ -56,7 +56,7 @@ def test_counts_one_episode_per_seed_however_long_the_others_are(agent, monkeypa
     assert len(set(together.lengths.tolist())) > 1
     policy = agent.acting_policy()
     for i in range(6):
-        env, total, over = VectorEnv(task, [FIRST_EVALUATION_SEED + i]), 0.0, False
+        env, total, over = MujocoEnv(task, [FIRST_EVALUATION_SEED + i]), 0.0, False
         length = 0
         while not over:
             action = agent.best_action(policy, env.observation)

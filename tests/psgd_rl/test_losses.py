@@ -2,19 +2,10 @@
 
 import pytest
 import torch
-from torch.distributions import Independent, Normal
+from torch.distributions import Normal
 
 from psgd_rl import losses
-
-
-def test_log_probability_and_entropy_equal_torchs():
-    generator = torch.Generator().manual_seed(0)
-    mean, action = torch.randn(2, 50, 4, generator=generator, dtype=torch.float64)
-    log_std = torch.tensor([-2.0, -0.5, 0.0, 1.0], dtype=torch.float64)
-    peer = Independent(Normal(mean, log_std.exp()), 1)
-    got = losses.log_probability(mean, log_std, action)
-    torch.testing.assert_close(got, peer.log_prob(action), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(losses.entropy(log_std), peer.entropy()[0], rtol=1e-12, atol=0)
+from psgd_rl.distributions import Gaussian
 
 
 @pytest.mark.parametrize(
@@ -42,8 +33,8 @@ def test_approximate_kl_estimates_the_exact_one():
     old_std, new_std, shift = 1.0, 1.2, 0.3
     action = old_std * torch.randn(400_000, 1, generator=generator, dtype=torch.float64)
     zero = torch.zeros_like(action)
-    old = losses.log_probability(zero, torch.tensor([old_std]).log(), action)
-    new = losses.log_probability(zero + shift, torch.tensor([new_std]).log(), action)
+    old = Gaussian(mean=zero, log_std=torch.tensor([old_std]).log()).log_probability(action)
+    new = Gaussian(mean=zero + shift, log_std=torch.tensor([new_std]).log()).log_probability(action)
     exact = torch.distributions.kl_divergence(Normal(0.0, old_std), Normal(shift, new_std))
     assert losses.approximate_kl(new - old).item() == pytest.approx(exact.item(), rel=0.02)
     assert losses.approximate_kl(torch.zeros(3)) == 0
@@ -60,3 +51,17 @@ def test_value_loss_and_explained_variance():
     assert losses.explained_variance(target, target) == 1
     assert losses.explained_variance(torch.zeros(3), target) == 0
     assert losses.explained_variance(value, torch.ones(3)).isfinite()
+
+
+def test_value_loss_gains_nothing_from_values_that_moved_too_far():
+    before, target = torch.zeros(4), torch.tensor([1.0, 1.0, -1.0, 0.1])
+    value = torch.tensor([0.1, 0.5, 0.5, 0.5], requires_grad=True)
+    loss = losses.clipped_value_loss(value, target, before, 0.2)
+    # within the range; past it towards the target; away from the target; past the target
+    expected = [0.9**2, 0.8**2, 1.5**2, 0.4**2]
+    assert loss.item() == pytest.approx(0.5 * sum(expected) / 4)
+    loss.backward()
+    assert (value.grad != 0).tolist() == [True, False, True, True]
+    torch.testing.assert_close(
+        losses.clipped_value_loss(value, target, before, 0.0), losses.value_loss(value, target)
+    )

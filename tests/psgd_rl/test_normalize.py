@@ -59,18 +59,37 @@ def slow_returns(rewards, done, gamma):
 def test_reward_scale_is_the_deviation_of_discounted_returns_over_rollouts():
     generator = np.random.default_rng(0)
     rewards, done = generator.normal(2, 3, (60, 4)), generator.random((60, 4)) < 0.1
+    is_real = np.ones_like(done)
     scaler = RewardScaler(4, 0.9)
     for part in (slice(0, 20), slice(20, 60)):
-        scaler.update(rewards[part], done[part])
+        scaler.update(rewards[part], done[part], is_real[part])
     expected = slow_returns(rewards, done, 0.9).std()
     np.testing.assert_allclose(scaler.scale(np.array([1.0])), 1 / expected, rtol=1e-6)
     # Negative control: returns that run on over the ends of episodes differ.
     assert abs(slow_returns(rewards, np.zeros_like(done), 0.9).std() / expected - 1) > 0.01
 
 
+def test_steps_that_are_not_real_leave_the_reward_scale_alone():
+    generator = np.random.default_rng(0)
+    rewards, done = generator.normal(2, 3, (30, 1)), generator.random((30, 1)) < 0.2
+    plain, phantom = RewardScaler(1, 0.9), RewardScaler(1, 0.9)
+    plain.update(rewards, done, np.ones_like(done))
+    # After every end one more step, of which nothing is known.
+    places = np.flatnonzero(done) + 1
+    is_real = np.insert(np.ones(30, dtype=bool), places, False)[:, None]
+    phantom.update(
+        np.insert(rewards, places, 0.0, axis=0), np.insert(done, places, False, axis=0), is_real
+    )
+    assert is_real.sum() == 30 < len(is_real)
+    assert phantom.moments.variance == plain.moments.variance
+
+
 def test_state_goes_through_a_checkpoint(tmp_path):
     generator = np.random.default_rng(0)
-    parts = [(generator.normal(size=(5, 3)), generator.random((5, 3)) < 0.2) for _ in range(2)]
+    real = np.ones((5, 3), dtype=bool)
+    parts = [
+        (generator.normal(size=(5, 3)), generator.random((5, 3)) < 0.2, real) for _ in range(2)
+    ]
     one, two = RewardScaler(3, 0.9), RewardScaler(3, 0.9)
     one.update(*parts[0])
     torch.save(one.state_dict(), tmp_path / "state")

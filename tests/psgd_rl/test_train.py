@@ -89,6 +89,15 @@ def test_run_writes_figures_checkpoints_and_summary(config):
     assert list(config.run_dir.glob("events.out.tfevents.*"))
 
 
+def test_numbered_actions_train_and_are_evaluated_to_the_same_number(tmp_path):
+    config = replace(
+        PRESETS["cartpole"], run_dir=tmp_path / "run", total_steps=2048, eval_episodes=3
+    )
+    result = train(config)
+    assert evaluate_run(config.run_dir).returns.tolist() == result.evaluation.returns.tolist()
+    assert result.evaluation.return_mean > 15  # a fixed action lasts about 9 steps
+
+
 def test_finished_episodes_are_logged(config):
     config = replace(config, total_steps=4 * 1024, rollout_steps=512, eval_every=0)
     train(config)

@@ -1,18 +1,23 @@
 """The update: which steps it takes, when it stops, and what the critic learns."""
 
+import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from psgd_optim.config import AdamWConfig, PSGDConfig, build
-from psgd_rl.actor_critic import Actor, Critic
+from psgd_optim.config import AdamWConfig, CurvatureCriterion, PSGDConfig, build
+from psgd_optim.types import InputError
+from psgd_rl import gradients
+from psgd_rl.actor_critic import CategoricalActor, Critic, GaussianActor
 from psgd_rl.config import PPOConfig
 from psgd_rl.normalize import RewardScaler
 from psgd_rl.rollout import Rollout
 from psgd_rl.update import Updater
 
+CURVATURE = partial(PSGDConfig, criterion=CurvatureCriterion(), trust_region=1e-3)
 STEPS, ENVS, OBSERVED, ACTIONS = 30, 4, 3, 2
 GAMMA = 0.9
 
@@ -27,6 +32,7 @@ def make_rollout(seed=0, **changes) -> Rollout:
         "rewards": generator.normal(size=(STEPS, ENVS)),
         "terminated": np.zeros((STEPS, ENVS), dtype=bool),
         "truncated": np.zeros((STEPS, ENVS), dtype=bool),
+        "is_real": np.ones((STEPS, ENVS), dtype=bool),
         "episodes": [],
     }
     return Rollout(**{**values, **changes})
@@ -35,10 +41,13 @@ def make_rollout(seed=0, **changes) -> Rollout:
 class Parts:
     """An updater with its networks at hand."""
 
-    def __init__(self, *, lr=1e-2, kind=AdamWConfig, **ppo) -> None:
+    def __init__(self, *, lr=1e-2, kind=AdamWConfig, is_discrete=False, **ppo) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.actor = Actor(
-            (OBSERVED, 8, ACTIONS), log_std=0.0, log_std_bounds=(-4.0, 1.0), generator=generator
+        sizes = (OBSERVED, 8, ACTIONS)
+        self.actor = (
+            CategoricalActor(sizes, generator=generator)
+            if is_discrete
+            else GaussianActor(sizes, log_std=0.0, log_std_bounds=(-4.0, 1.0), generator=generator)
         )
         self.critic = Critic((OBSERVED, 8, 1), generator=generator)
         self.scaler = RewardScaler(ENVS, GAMMA)
@@ -60,8 +69,19 @@ def test_every_pass_steps_once_per_minibatch():
     parts = Parts(epochs=3, minibatches=4)
     figures = parts.updater.update(make_rollout())
     assert parts.calls == 12
-    names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac", "explained_variance")
-    assert set(figures) == {f"losses/{name}" for name in names}
+    names = "policy_loss value_loss entropy old_approx_kl approx_kl clipfrac explained_variance"
+    assert set(figures) == {f"losses/{name}" for name in names.split()}
+
+
+@pytest.mark.parametrize("radius", [1e-5, 1e-3])
+def test_natural_step_moves_the_policy_by_about_its_trust_region(radius):
+    lr = 0.5
+    config = partial(CURVATURE, trust_region=radius, momentum=0.0, clip_joint_rms=math.inf)
+    parts = Parts(kind=config, lr=lr, epochs=1, minibatches=20, target_kl=0.0)
+    parts.updater.update(make_rollout())  # fits the preconditioner
+    parts.updater._config = PPOConfig(gamma=GAMMA, epochs=1, minibatches=1)
+    figures = parts.updater.update(make_rollout(1))
+    assert 0.3 < figures["losses/approx_kl"] / (lr**2 * radius) < 3
 
 
 def test_kl_limit_ends_the_passes():
@@ -117,15 +137,6 @@ def test_critic_learns_that_failures_end_everything():
     assert learned_value(terminated=True) < 0.8 / (1 - GAMMA)
 
 
-def test_learning_rates_fall_linearly():
-    parts = Parts(lr=0.4)
-    assert parts.updater.set_progress(0.0) == pytest.approx(0.4)
-    assert parts.updater.set_progress(0.75) == pytest.approx(0.1)
-    rates = [group["lr"] for each in parts.optimizers for group in each.param_groups]
-    assert rates == pytest.approx([0.1] * len(rates))
-    assert Parts(lr=0.4, anneal_lr=False).updater.set_progress(0.75) == pytest.approx(0.4)
-
-
 def test_log_std_stays_within_its_bounds():
     parts = Parts(lr=1.0, epochs=5, entropy=10.0)
     parts.updater.update(make_rollout())
@@ -143,7 +154,8 @@ def test_recomputed_advantages_follow_the_critic():
 
 def test_networks_clip_their_gradients_separately():
     norms = []
-    parts = Parts(epochs=1, minibatches=1, max_grad_norm=1e-3)
+    limits = {"actor_max_grad_norm": 1e-3, "critic_max_grad_norm": 2e-3}
+    parts = Parts(epochs=1, minibatches=1, **limits)
 
     def record(optimizer, *_):
         grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"]]
@@ -152,10 +164,108 @@ def test_networks_clip_their_gradients_separately():
     for optimizer in parts.optimizers:
         optimizer.register_step_pre_hook(record)
     parts.updater.update(make_rollout())
-    assert norms == pytest.approx([1e-3, 1e-3], rel=1e-2)
+    assert norms == pytest.approx([1e-3, 2e-3], rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig])
+def weights(parts):
+    nets = (parts.actor, parts.critic)
+    return torch.cat([p.detach().flatten() for net in nets for p in net.parameters()])
+
+
+def test_numbered_actions_that_pay_become_likelier():
+    parts = Parts(is_discrete=True, lr=3e-3, minibatches=2, gae_lambda=0.0)
+    actions = np.random.default_rng(0).integers(0, ACTIONS, (STEPS, ENVS))
+    rollout = make_rollout(actions=actions, rewards=actions.astype(np.float64))
+    for _ in range(5):
+        parts.updater.update(rollout)
+    observation = torch.from_numpy(rollout.observations).flatten(0, 1)
+    assert parts.actor(observation).softmax(-1)[:, 1].mean() > 0.6
+
+
+def test_nothing_is_learned_from_steps_that_are_not_real():
+    is_real = np.ones((STEPS, ENVS), dtype=bool)
+    is_real[10, 1] = is_real[20] = False
+    results = []
+    for noise in (0.0, 1.0):
+        parts, rollout = Parts(epochs=2), make_rollout(is_real=is_real)
+        # The reward and the end of such a step are 0 and false; all else can be anything.
+        rollout.rewards[~is_real] = 0.0
+        for values in (rollout.observations, rollout.next_observations, rollout.actions):
+            values[~is_real] += noise
+        parts.updater.update(rollout)
+        results.append(weights(parts))
+    assert torch.equal(*results)
+    parts = Parts(epochs=2)
+    parts.updater.update(make_rollout())
+    assert not torch.equal(results[0], weights(parts))
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"normalize_returns": "values"},
+        {"normalize_returns": "none"},
+        {"normalize_advantages": False},
+        {"value_clip": 0.01},
+        {"rpo_alpha": 0.5},
+        {"entropy": 0.1},
+        {"reset_momentum": True},
+        {"max_clip_fraction": 0.01},
+    ],
+    ids=lambda option: next(iter(option)),
+)
+def test_every_option_changes_the_update_and_is_repeatable(option):
+    results = []
+    for own in ({}, option, option):
+        parts = Parts(epochs=4, target_kl=0.0, **own)
+        for seed in range(2):
+            parts.updater.update(make_rollout(seed))
+        results.append(weights(parts))
+    assert results[1].isfinite().all()
+    assert not torch.equal(results[0], results[1])
+    assert torch.equal(results[1], results[2])
+
+
+def test_policy_rests_while_too_many_ratios_are_outside_the_clip_range():
+    parts = Parts(lr=0.05, epochs=10, target_kl=0.0, max_clip_fraction=0.3)
+    figures = parts.updater.update(make_rollout())
+    assert 0 < parts.calls < 80
+    assert figures["losses/skipped"] == pytest.approx(1 - parts.calls / 80)
+
+
+def test_noise_on_means_is_for_continuous_actions():
+    with pytest.raises(InputError, match=r"rpo_alpha = 0.5 with numbered actions"):
+        Parts(is_discrete=True, rpo_alpha=0.5)
+
+
+def test_normalised_values_are_in_units_of_the_returns():
+    # Rewards of 100 +- 1 with a discount of 0.9: values of about 1000.
+    parts = Parts(lr=1e-2, normalize_returns="values", minibatches=1, epochs=4)
+    generator = np.random.default_rng(0)
+    for seed in range(40):
+        rewards = 100 + generator.normal(size=(STEPS, ENVS))
+        parts.updater.update(make_rollout(seed, rewards=rewards))
+    output = parts.critic(torch.from_numpy(make_rollout().observations).flatten(0, 1))
+    moments = parts.scaler.moments
+    values = moments.mean + moments.deviation * output.detach().numpy()
+    assert values.mean() == pytest.approx(1000, rel=0.03)
+    assert np.abs(output.detach().numpy()).max() < 3
+
+
+@pytest.mark.parametrize("is_discrete", [False, True])
+def test_gradients_derived_by_hand_make_the_updates_of_autograd(is_discrete, monkeypatch):
+    results = []
+    for by_hand in (True, False):
+        monkeypatch.setattr(gradients, "covers", lambda network, answer=by_hand: answer)
+        parts = Parts(is_discrete=is_discrete, entropy=0.1, value_clip=0.1, minibatches=2)
+        kinds = {"actions": np.ones((STEPS, ENVS), dtype=np.int64)} if is_discrete else {}
+        parts.updater.update(make_rollout(**kinds))
+        results.append(weights(parts))
+    assert not torch.equal(*results)  # float32 rounds them differently
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [AdamWConfig, PSGDConfig, CURVATURE])
 def test_restored_updater_continues_bit_for_bit(kind, tmp_path):
     one, two = Parts(kind=kind, epochs=2), Parts(kind=kind, epochs=2)
     one.updater.update(make_rollout(0))

@@ -19,11 +19,12 @@ from psgd_optim import (
     MomentumWhitening,
     Newton,
 )
-from psgd_optim.clipping import ClipJointRMS
+from psgd_optim.clipping import ClipJointRMS, TrustRegion
 from psgd_optim.config import (
     CRITERIA,
     FORMS,
     ArrowForm,
+    CurvatureCriterion,
     DiagonalForm,
     GradientCriterion,
     KronForm,
@@ -109,6 +110,8 @@ def test_clips_are_the_criterions_own_but_for_those_that_are_set() -> None:
     assert built(PSGDConfig(criterion=newton)).clip == (ClipJointRMS(0.1),)
     changed = PSGDConfig(criterion=newton, clip_joint_rms=0.5, clip_element=3.0)
     assert built(changed).clip == (ClipJointRMS(0.5), ClipElement(3.0))
+    region = PSGDConfig(criterion=CurvatureCriterion(), trust_region=0.01)
+    assert built(region).clip == (ClipJointRMS(0.1), TrustRegion(0.01))
     off = PSGDConfig(clip_rms=float("inf"), clip_element=float("inf"))
     assert built(off).clip == ()
 
@@ -175,6 +178,7 @@ def test_settings_of_forms_reach_them() -> None:
         ({"precond_lr": 1.5}, "precond_lr"),
         ({"update_prob": 2.0}, "update_prob = 2.0"),
         ({"clip_rms": 0.0}, "limit 0.0"),
+        ({"trust_region": 0.0}, "TrustRegion got the limit 0.0"),
         ({"lr": float("nan")}, "lr = nan"),
     ],
 )
@@ -197,7 +201,7 @@ def test_what_does_not_fit_the_model_is_refused_in_one_line() -> None:
 def test_every_criterion_is_built_by_name(name: str) -> None:
     criterion = built(PSGDConfig(criterion=CRITERIA[name])).criterion
     assert CRITERIA[name].name == name
-    assert isinstance(criterion, Newton) == (name == "newton")
+    assert isinstance(criterion, Newton) == (name in ("newton", "curvature"))
 
 
 def test_one_optimizer_takes_settings_of_groups_but_not_of_its_own() -> None:

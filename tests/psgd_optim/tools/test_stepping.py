@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from psgd_optim.tools.stepping import check_clipping, clip_gradients, needs_closure, take_step
+from psgd_optim import PSGD, Every, Fitting
+from psgd_optim.criteria import Newton
+from psgd_optim.curvature import Exact, Given
+from psgd_optim.tools.stepping import (
+    check_clipping,
+    clip_gradients,
+    needs_closure,
+    take_step,
+    takes_pairs,
+)
 from psgd_optim.types import InputError
 
 
@@ -78,3 +87,27 @@ def test_sparse_gradients_are_clipped_like_dense_ones():
     torch.testing.assert_close(norms[0], norms[1])  # sums in another order
     torch.testing.assert_close(models[0].weight.grad.to_dense(), models[1].weight.grad)
     assert models[1].weight.grad.norm() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_pairs_are_asked_for_in_steps_that_fit_alone():
+    model = nn.Linear(2, 1, bias=False)
+    fitting = Fitting(gate=Every(3))
+    given = PSGD(model.parameters(), criterion=Newton(source=Given()), fitting=fitting)
+    assert takes_pairs(given)
+    other = PSGD(model.parameters(), criterion=Newton(source=Exact()), fitting=fitting)
+    assert not any(map(takes_pairs, (other, torch.optim.SGD(model.parameters()))))
+    asked = []
+
+    def pair():
+        asked.append(len(steps))
+        return [torch.ones(1, 2)], [torch.full((1, 2), 2.0)]
+
+    for optimizer in (given, other):
+        steps = []
+        for _ in range(6):
+            loss = take_step(
+                optimizer, model.parameters(), lambda: model.weight.square().sum(), 0.0, pair
+            )
+            steps.append(loss)
+        assert steps[-1] < steps[0]
+    assert asked == [0, 3]

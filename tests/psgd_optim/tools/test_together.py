@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from psgd_optim import PSGD, InputError, Newton
+from psgd_optim.curvature import Given
 from psgd_optim.tools.together import Together
 
 
@@ -150,3 +151,9 @@ def test_what_cannot_go_together_is_refused() -> None:
         both.add_param_group({"params": [torch.zeros(1)]})
     with pytest.raises(ValueError, match="saved state is of vector, matrix"):
         both.load_state_dict(dict(reversed(both.state_dict().items())))
+
+
+def test_one_that_takes_pairs_is_refused() -> None:
+    parameters = nn.Linear(4, 3).parameters()
+    with pytest.raises(InputError, match="of head is fitted to products of a curvature"):
+        Together({"head": PSGD(parameters, criterion=Newton(source=Given()))})

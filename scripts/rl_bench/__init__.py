@@ -1,0 +1,1 @@
+"""The parts of bench_rl.py: environments alone, and whole training runs."""
