@@ -7,7 +7,8 @@ from pathlib import Path
 from psgd_optim.config import OPTIMIZERS, OptimizerConfig
 from psgd_optim.tools.grid import Grid, parse_entry
 from psgd_optim.types import InputError
-from psgd_rl.config import PRESETS, TUNED, TrainConfig
+from psgd_rl.config import TrainConfig
+from psgd_rl.presets import PRESETS, TUNED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from _comparison import Outcome, Task
 
 from psgd_rl import compare as rl
-from psgd_rl.config import ABOUT, CHOICES, PRESETS, TrainConfig
+from psgd_rl.config import TrainConfig
 from psgd_rl.entries import RLGrid, known_optimizers, members
+from psgd_rl.presets import ABOUT, CHOICES, PRESETS
 
 
 def _compare(preset: str, config: TrainConfig, grid: RLGrid) -> Outcome:

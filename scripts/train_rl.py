@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from _cli import again, parse, run
 
 from psgd_rl import PRESETS, TUNED, train
-from psgd_rl.config import ABOUT, CHOICES
+from psgd_rl.presets import ABOUT, CHOICES
 
 
 def main(args: Sequence[str]) -> None:

@@ -8,8 +8,8 @@ import pytest
 from psgd_optim.types import InputError
 from psgd_rl import compare as compare_module
 from psgd_rl.compare import compare
-from psgd_rl.config import PRESETS
 from psgd_rl.entries import RLGrid, members
+from psgd_rl.presets import PRESETS
 from psgd_rl.update import Updater
 
 pytestmark = pytest.mark.usefixtures("short_episodes")

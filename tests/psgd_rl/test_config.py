@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from psgd_optim.types import InputError
-from psgd_rl.config import PRESETS, NetworkConfig, PPOConfig, TrainConfig
+from psgd_rl.config import NetworkConfig, PPOConfig, TrainConfig
+from psgd_rl.presets import PRESETS
 
 
 def test_presets_use_psgd_for_both_networks():

@@ -4,8 +4,8 @@ import pytest
 
 from psgd_optim.config import AdamWConfig
 from psgd_optim.types import InputError
-from psgd_rl.config import PRESETS, TUNED
 from psgd_rl.entries import RLGrid, members
+from psgd_rl.presets import PRESETS, TUNED
 
 SMOKE = PRESETS["smoke"]
 
