@@ -66,19 +66,29 @@ def test_rows_are_over_seeds_best_first_and_whole_ones_before_others(rows):
 def test_table_has_the_best_of_every_optimizer(rows):
     lines = comparison_table(rows, find_baseline(rows, "slow"), workers=2).splitlines()
     assert "P(> slow)" in lines[0]
-    cells = "30 [20, 40] | 30 +- 14 | 32 [25, 40] | 0.75 [0.00, 1.00] | 100 | 3.0"
+    cells = "30.0 [20.0, 40.0] | 30.0 +- 14.1 | 32.5 [25.0, 40.0] | 0.75 [0.00, 1.00] | 100 | 3.0"
     assert lines[2] == f"| fast | 0.2 | 2 | {cells} |"
-    assert lines[3].startswith("| slow | 0.1 | 2 | 20 [10, 30] |")
+    assert lines[3].startswith("| slow | 0.1 | 2 | 20.0 [10.0, 30.0] |")
     assert lines[4] == "| none | 0.1 | 1 failed | - | - | - | - | - | - |"
     assert {line.count("|") for line in lines[:5]} == {10}
-    assert "lr 0.2 30, lr 0.4 99; chosen on the same seeds. The best is the smallest" in lines[-2]
+    assert (
+        "lr 0.2 30.0, lr 0.4 99.0; chosen on the same seeds. The best is the smallest" in lines[-2]
+    )
     assert lines[-1].startswith("2 runs at a time")
 
 
 def test_table_without_baseline_and_with_one_seed_claims_nothing():
     lines = comparison_table(make_rows(RUNS[:1]), None).splitlines()
     assert "P(>" not in "".join(lines)
-    assert lines[2] == "| slow | 0.1 | 1 | 10 | 10 | 20 | 100 | 3.0 |"
+    assert lines[2] == "| slow | 0.1 | 1 | 10.0 | 10.0 | 20.0 | 100 | 3.0 |"
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"), [(7000.0, "7000"), (250.0, "250"), (-4.125, "-4.12"), (-0.03, "-0.0300")]
+)
+def test_small_returns_keep_three_digits(size, shown):
+    lines = comparison_table(make_rows([member("one", 0.1, 0, [size])]), None).splitlines()
+    assert lines[2].split(" | ")[3] == shown
 
 
 def test_steps_to_a_return_are_of_the_first_evaluation_there(rows):
