@@ -7,8 +7,8 @@ from pathlib import Path
 from psgd_optim.config import OPTIMIZERS, OptimizerConfig
 from psgd_optim.tools.grid import Grid, parse_entry
 from psgd_optim.types import InputError
-from psgd_rl.config import TrainConfig
-from psgd_rl.presets import PRESETS, TUNED
+from psgd_rl.config import PPOConfig, TrainConfig
+from psgd_rl.presets import PRESETS, TUNED, WITH_OPTIMIZER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ def members(preset: str, task: TrainConfig, grid: RLGrid) -> dict[str, Run]:
     for text in grid.optimizers:
         entry = parse_entry(text, known)
         steps = max(round(entry.fraction * task.total_steps), 1)
+        ppo = _update_settings(preset, task, entry.name)
         for lr in grid.learning_rates(entry, known[entry.name].lr, {}):
             optimizer = replace(known[entry.name], lr=lr)
             for seed in grid.seeds:
@@ -61,10 +62,23 @@ def members(preset: str, task: TrainConfig, grid: RLGrid) -> dict[str, Run]:
                 if name in runs:
                     raise InputError(f"The run {name} is asked for twice; name each value once.")
                 config = replace(
-                    task, actor=optimizer, critic=optimizer, seed=seed, total_steps=steps
+                    task,
+                    ppo=ppo,
+                    actor=optimizer,
+                    critic=optimizer,
+                    seed=seed,
+                    total_steps=steps,
                 )
                 runs[name] = Run(entry=entry.label, config=config)
     return runs
+
+
+def _update_settings(preset: str, task: TrainConfig, optimizer: str) -> PPOConfig:
+    """Return the task's settings, with the optimizer's own where the task keeps the preset's."""
+    own = WITH_OPTIMIZER.get(preset, {}).get(optimizer, {})
+    usual = PRESETS[preset].ppo
+    changes = {k: v for k, v in own.items() if getattr(task.ppo, k) == getattr(usual, k)}
+    return replace(task.ppo, **changes)  # type: ignore[arg-type]  # fields of several types
 
 
 def known_optimizers(preset: str) -> Mapping[str, OptimizerConfig]:

@@ -44,3 +44,13 @@ def test_impossible_grid_is_refused(changes, message):
 def test_flags_that_the_grid_replaces_are_refused(changes):
     with pytest.raises(InputError, match="give --optimizers, --lrs and --seeds"):
         members("smoke", replace(SMOKE, **changes), RLGrid())
+
+
+def test_optimizers_have_their_own_settings_of_the_update_unless_the_run_says_otherwise():
+    task = PRESETS["halfcheetah"]
+    grid = RLGrid(optimizers=("psgd", "adamw"), seeds=(0,))
+    limits = [run.config.ppo.target_kl for run in members("halfcheetah", task, grid).values()]
+    assert limits == [0.03, 0.02]
+    changed = replace(task, ppo=replace(task.ppo, target_kl=0.05))
+    limits = [run.config.ppo.target_kl for run in members("halfcheetah", changed, grid).values()]
+    assert limits == [0.05, 0.05]
