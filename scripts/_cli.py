@@ -11,6 +11,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -233,6 +234,28 @@ def again(script: str, args: Sequence[str]) -> str:
     near = os.path.relpath(sys.executable)
     python = sys.executable if near.startswith("..") else near
     return "resume with: " + shlex.join([python, f"scripts/{script}", *kept, "--resume"])
+
+
+def command(script: str, args: Sequence[str]) -> str:
+    """Return a script's command line as it may be published.
+
+    Args:
+        script: The script's file name.
+        args: The command line after it.
+
+    Returns:
+        The command, with absolute paths as seen from here, or cut to their last part.
+    """
+    return shlex.join(["python", f"scripts/{script}", *map(_without_machine, args)])
+
+
+def _without_machine(arg: str) -> str:
+    flag, equals, value = arg.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return arg
+    here = Path.cwd()
+    return flag + equals + str(path.relative_to(here) if path.is_relative_to(here) else path.name)
 
 
 def run(main: Callable[[Sequence[str]], None], *, folder_flag: str = "--run-dir") -> int:

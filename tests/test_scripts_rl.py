@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 
 import _cli
 import compare
@@ -43,6 +44,55 @@ def test_trained_agent_is_evaluated_to_the_same_number(run, tmp_path):
     code, other, _ = run(evaluate_rl, tmp_path / "run", "--episodes", 3)
     assert code == 0
     assert other != out
+
+
+@pytest.mark.usefixtures("short_episodes")
+def test_exported_agent_is_held_against_its_statement(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(run, tmp_path / "run")
+    line = ("run", "--episodes", 3, f"--export={tmp_path / 'agents' / 'a'}")
+    code, out, _ = run(evaluate_rl, *line)
+    assert code == 0
+    assert "exported: " in out
+    told = json.loads((tmp_path / "agents" / "a" / "provenance.json").read_text(encoding="utf-8"))
+    assert told["command"] == ("python scripts/evaluate_rl.py run --episodes 3 --export=agents/a")
+    assert (
+        told["summary"]["return_mean"]
+        == json.loads(Path("run/summary.json").read_text())["return_mean"]
+    )
+    code, again, _ = run(evaluate_rl, "agents/a")
+    assert code == 0
+    assert again.splitlines()[:2] == out.splitlines()[:2]
+    assert "this return is within it" in again
+    told["evaluation"]["interval"] = [1e5, 2e5]
+    Path("agents/a/provenance.json").write_text(json.dumps(told))
+    code, again, _ = run(evaluate_rl, "agents/a")
+    assert code == 0
+    assert "this return is OUTSIDE it" in again
+
+
+@pytest.mark.usefixtures("short_episodes")
+def test_film_is_of_the_first_episode(run, tmp_path, monkeypatch):
+    train(run, tmp_path / "run")
+    film = tmp_path / "a.gif"
+    filmed = []
+
+    def film_episode(path, env_id, actions):
+        filmed.append((path, env_id, len(actions)))
+        return 0.5
+
+    monkeypatch.setattr(evaluate_rl, "film_episode", film_episode)
+    code, out, _ = run(evaluate_rl, tmp_path / "run", "--episodes", 1, "--video", film)
+    assert code == 0
+    assert filmed == [(film, "HalfCheetah-v5", 20)]
+    assert f"film: {film}, return 0.5\n" in out
+    assert "the environment is not repeatable" in out
+
+
+def test_published_command_has_no_folders_of_the_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = [str(tmp_path / "a b"), "--export", "/somewhere/else/c", f"--video={tmp_path}/d.gif"]
+    assert _cli.command("x.py", line) == "python scripts/x.py 'a b' --export c --video=d.gif"
 
 
 def test_default_folder_is_named_after_the_preset(run, tmp_path, monkeypatch):
@@ -107,6 +157,8 @@ BAD = [
     (evaluate_rl, (), "There is no run folder"),
     (evaluate_rl, ("nothing",), "no checkpoint nothing"),
     (evaluate_rl, ("--episodes", "3"), "name the run folder before"),
+    (evaluate_rl, ("nothing", "--video", "a.avi"), "names no film"),
+    (evaluate_rl, ("nothing", "--export", "a"), "There is no nothing/config.json"),
     (evaluate_rl, ("nothing", "--episode", "3"), "did you mean --episodes"),
 ]
 

@@ -2,12 +2,12 @@
 
 import os
 import platform
-import shutil
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+
+from psgd_optim.tools import source
 
 
 def machine() -> str:
@@ -36,18 +36,6 @@ def today() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit of this file, marked if files differ from it; `None` outside git."""
-    name = _git("rev-parse", "--short", "HEAD")
-    if not name:
-        return None
-    return f"{name} with changes" if _git("status", "--porcelain") else name
-
-
-def _git(*arguments: str) -> str:
-    git = shutil.which("git")
-    if git is None:
-        return ""
-    done = subprocess.run(
-        [git, *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    return done.stdout.strip()
+    """Return the short commit of the toolkit, marked if files differ from it."""
+    name = source.commit()
+    return name and name[:7] + (" with changes" if name.endswith(source.DIRTY) else "")
