@@ -11,9 +11,9 @@ from psgd_optim.tools.run_folder import LAST, write_json
 from psgd_optim.types import InputError
 from psgd_rl import exported
 from psgd_rl.agent import Agent
-from psgd_rl.config import PRESETS
 from psgd_rl.evaluate import KIND, evaluate_run
 from psgd_rl.exported import Statement, export_agent, read_statement
+from psgd_rl.presets import PRESETS
 
 CONFIG = PRESETS["halfcheetah"]
 
