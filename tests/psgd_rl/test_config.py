@@ -6,11 +6,11 @@ import pytest
 
 from psgd_optim.types import InputError
 from psgd_rl.config import NetworkConfig, PPOConfig, TrainConfig
-from psgd_rl.presets import PRESETS
+from psgd_rl.presets import ABOUT, PRESETS, TUNED
 
 
 def test_presets_use_psgd_for_both_networks():
-    assert set(PRESETS) == {"halfcheetah", "cartpole", "smoke"}
+    assert PRESETS.keys() == ABOUT.keys() == TUNED.keys()
     for preset in PRESETS.values():
         assert (preset.actor.name, preset.critic.name) == ("psgd", "psgd")
 
