@@ -189,7 +189,7 @@ class TrainConfig:
         check_threads("--env-threads", self.env_threads, least=0)
         most = FIRST_EVALUATION_SEED // self.num_envs - 1
         _require(self.seed <= most, "seed", self.seed, f"at most {most} with this num-envs")
-        # A deviation over the samples of a part takes two of them.
+        # Up to half of a rollout may be steps that are no action's outcome.
         _require(
             2 * self.ppo.minibatches <= self.rollout_size,
             "ppo.minibatches",

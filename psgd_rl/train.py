@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from psgd_optim.tools.checkpoint import write_checkpoint
 from psgd_optim.tools.choices import config_to_dict
-from psgd_optim.tools.run_folder import SUMMARY, RunFolder, read_run
+from psgd_optim.tools.run_folder import RunFolder, read_run
 from psgd_optim.tools.runtime import Interrupt, Stopwatch, resolve_device, torch_threads
 from psgd_optim.types import InputError
 from psgd_rl.actor_critic import Critic
@@ -166,18 +166,17 @@ class _Run:
         is_last = self.iteration == config.iterations  # `finish` evaluates then
         if config.eval_every and self.iteration % config.eval_every == 0 and not is_last:
             self._evaluate()
-        if self.iteration % config.save_every == 0:
+        # The last one is saved with its evaluation: a kill between the two would log it twice.
+        if self.iteration % config.save_every == 0 and not is_last:
             self.save()
 
     def finish(self) -> Result:
         """Evaluate if the run is complete, save, and write the summary.
 
         Returns:
-            How the run stands; one that had been finished before is left as it is.
+            How the run stands; one that had been finished before keeps its figures.
         """
         done = self.iteration >= self._config.iterations
-        # Unless this run had been finished before, and not killed while it wrote the summary.
-        is_told = self._evaluation is not None and (self._folder.path / SUMMARY).is_file()
         if self._evaluation is None:
             if done:
                 self._evaluation = self._evaluate()
@@ -189,8 +188,7 @@ class _Run:
             seconds=self._seconds,
             evaluation=self._evaluation,
         )
-        if not is_told:
-            self._folder.write_summary(self._summary(result))
+        self._folder.write_summary(self._summary(result))
         return result
 
     def _summary(self, result: Result) -> dict[str, Any]:

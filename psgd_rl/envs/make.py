@@ -80,8 +80,10 @@ def _find(env_id: str) -> Task | EnvSpec | Entry:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
+        # A script's own folder is searched, the one that it is called from is not.
         raise InputError(
-            f"The module {module_name!r} of the environment {env_id!r} cannot be imported: {error}"
+            f"The module {module_name!r} of the environment {env_id!r} cannot be imported: "
+            f"{error}; set PYTHONPATH to the module's folder if it is not installed."
         ) from error
     entry = getattr(module, name, None)
     if callable(entry):

@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -249,6 +250,25 @@ def test_crash_loses_only_the_rollouts_since_the_checkpoint(config, monkeypatch)
     assert_equal(last(whole), last(parts))
     steps = [[line["step"] for line in lines(run)] for run in (whole, parts)]
     assert steps[0] == steps[1]
+
+
+def test_final_evaluation_is_logged_once_though_the_run_died_before_it_was_saved(
+    config, monkeypatch
+):
+    module = import_module("psgd_rl.train")  # the package has a function of that name
+    write, dies = module.write_checkpoint, [True]
+
+    def dies_once(path, *rest):
+        if path.name == "best.pt" and dies:
+            dies.clear()
+            raise OSError("pulled the plug")
+        write(path, *rest)
+
+    monkeypatch.setattr(module, "write_checkpoint", dies_once)
+    with pytest.raises(OSError, match="plug"):
+        train(config)
+    train(replace(config, resume=True))
+    assert [line["step"] for line in lines(config)] == [128, 256, 384, 512, 512]
 
 
 @pytest.mark.parametrize("fails", [False, True])
