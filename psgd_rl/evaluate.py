@@ -20,6 +20,9 @@ from psgd_rl.envs import make_env
 from psgd_rl.rollout import allowed
 from psgd_rl.types import FloatArray
 
+LONGEST_EPISODE = 100_000
+"""Steps after which an evaluation gives up; a hundred times what is usual."""
+
 KIND = "psgd_rl"
 """The kind of this package's checkpoints."""
 
@@ -88,7 +91,8 @@ def evaluate(
         The returns and lengths.
 
     Raises:
-        InputError: If there are no episodes or threads, or the agent does not fit its environment.
+        InputError: If there are no episodes or threads, the agent does not fit its environment, or
+            an episode does not end.
     """
     if episodes < 1:
         raise InputError(f"Got {episodes} evaluation episodes; give 1 or more.")
@@ -107,6 +111,11 @@ def evaluate(
         returns += np.where(running, step.reward, 0.0)
         lengths += running
         running &= ~(step.terminated | step.truncated)
+        if lengths.max() >= LONGEST_EPISODE and running.any():
+            raise InputError(
+                f"An episode of {agent.env_id} has not ended after {LONGEST_EPISODE} steps; give "
+                "the environment a limit with gymnasium.wrappers.TimeLimit."
+            )
     return Evaluation(returns=returns, lengths=lengths)
 
 

@@ -46,6 +46,12 @@ def test_equals_a_plain_loop(agent):
     assert got.return_std == expected.std()
 
 
+def test_episode_without_an_end_is_refused(agent, monkeypatch):
+    monkeypatch.setattr("psgd_rl.evaluate.LONGEST_EPISODE", 30)
+    with pytest.raises(InputError, match="not ended after 30 steps; give .*TimeLimit"):
+        evaluate(agent, 2)
+
+
 def test_counts_one_episode_per_seed_however_long_the_others_are(agent, monkeypatch):
     def is_tilted(motion):
         return np.abs(motion.now.qpos[:, 2]) > 0.15
