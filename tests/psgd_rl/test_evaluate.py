@@ -48,7 +48,7 @@ def test_equals_a_plain_loop(agent):
 
 def test_episode_without_an_end_is_refused(agent, monkeypatch):
     monkeypatch.setattr("psgd_rl.evaluate.LONGEST_EPISODE", 30)
-    with pytest.raises(InputError, match="not ended after 30 steps; give .*TimeLimit"):
+    with pytest.raises(InputError, match=r"not ended after 30 steps; give .*TimeLimit"):
         evaluate(agent, 2)
 
 
