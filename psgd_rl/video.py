@@ -20,6 +20,7 @@ from psgd_rl.config import FIRST_EVALUATION_SEED
 from psgd_rl.distributions import ActionArray
 from psgd_rl.envs.gymnasium_spaces import decode_actions
 from psgd_rl.envs.make import GymEnv
+from psgd_rl.envs.tasks import TASKS
 
 Film = Any
 """A writer of imageio's, which has no types."""
@@ -93,13 +94,16 @@ def _play(
 
 
 def _make(env_id: str) -> GymEnv:
+    # Runners leave the default camera's view within two seconds. Models without a camera of that
+    # name are drawn by the default one.
+    options = {"camera_name": "track"} if env_id in TASKS else {}
     with warnings.catch_warnings():
         # That a newer version of the environment exists changes nothing here.
         warnings.simplefilter("ignore", DeprecationWarning)
         # What mujoco says of its models' files would go to a log in the working directory.
         mujoco.set_mju_user_warning(lambda message: None)
         try:
-            return gymnasium.make(env_id, render_mode="rgb_array")
+            return gymnasium.make(env_id, render_mode="rgb_array", **options)
         finally:
             mujoco.set_mju_user_warning(None)
 

@@ -39,10 +39,9 @@ def main(args: Sequence[str]) -> None:
     actions: list[ActionArray] = []
     evaluation = evaluate_checkpoint(checkpoint, flags.episodes, watch=actions.append)
     print(f"return {evaluation.return_mean} +- {evaluation.return_std}")
-    length, error = evaluation.lengths.mean(), evaluation.standard_error
-    print(
-        f"over {len(evaluation.returns)} episodes of {length:.0f} steps, standard error {error:.4g}"
-    )
+    count, length = len(evaluation.returns), evaluation.lengths.mean()
+    error = f", standard error {evaluation.standard_error:.4g}" if count > 1 else ""
+    print(f"over {count} episode{'s' * (count > 1)} of {length:.0f} steps{error}")
     if statement:
         print(statement.verdict(evaluation.return_mean))
     if flags.export:
