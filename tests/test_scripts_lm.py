@@ -172,7 +172,7 @@ def test_compare_prints_its_table(call):
         (evaluate_lm, "nowhere --bst", "no flag --bst; did you mean --best?"),
         (sample_lm, "nowhere", "There is no nowhere/config.json"),
         (sample_lm, "nowhere --temperature -1", "temperature -1.0; give --temperature 0 or more"),
-        (compare, "tetris", "There is no task 'tetris'; known: lm."),
+        (compare, "tetris", "There is no task 'tetris'; known: lm, rl."),
         (compare, "lm smok", "no preset 'smok'; did you mean smoke?"),
         (compare, "lm smoke --seeds 0 x", "Got ['0', 'x'] for --seeds; give [INT [INT ...]]."),
         (compare, "lm smoke --optimizers psgd@3", "give a fraction above 0 and up to 1"),
