@@ -239,6 +239,7 @@ class _Run:
             "iteration": self.iteration,
             "best": self._best,
             "seconds": self._seconds,
+            "env_threads": self.env_threads,
             "evaluation": evaluation and evaluation.state_dict(),
             "eval_episodes": self._config.eval_episodes,
         }
@@ -255,6 +256,8 @@ class _Run:
         self._watch = Stopwatch(self._seconds)
         if content["evaluation"] is not None:
             self._evaluation = Evaluation.from_state(content["evaluation"])
+            # The run is over: its summary says what it had, not what would be chosen now.
+            self.env_threads = content["env_threads"]
 
 
 def _episode_figures(episodes: list[Episode]) -> dict[str, float]:

@@ -30,7 +30,7 @@ def work(config: TrainConfig, resume: bool) -> None:
 def content(config):
     """Return a run's last checkpoint as bytes per entry, and its log, both without the clock."""
     kept = read_checkpoint(config.run_dir / LAST, KIND)
-    for name in ("seconds", "config"):  # the latter names the folder
+    for name in ("seconds", "env_threads", "config"):  # the last names the folder
         kept.pop(name)
     text = (config.run_dir / METRICS).read_text(encoding="utf-8")
     log = [json.loads(line) for line in text.splitlines()]
