@@ -7,14 +7,20 @@ from hypothesis import strategies as st
 from psgd_lm.tokenizer import WordTokenizer, decode, word
 from psgd_optim.types import InputError
 
-WORDS = st.text(st.characters(exclude_categories=("Cs", "Z", "Cc")), min_size=1, max_size=5)
+CHARACTERS = st.characters(exclude_categories=("Cs", "Z", "Cc"))
+WORDS = st.text(CHARACTERS, min_size=1, max_size=5).filter(lambda text: text != word.EOS)
 LINES = st.lists(st.lists(WORDS, max_size=6).map(" ".join), max_size=6).map("\n".join)
 
 
 @given(LINES)
 def test_text_with_single_blanks_comes_back(text):
     tokenizer = WordTokenizer.of_pieces([text])
-    assert decode(tokenizer, tokenizer.encode(text).tolist()) == text.replace("<eos>", "\n")
+    assert decode(tokenizer, tokenizer.encode(text).tolist()) == text
+
+
+def test_the_spelled_out_line_end_comes_back_as_one_without_the_blanks_beside_it():
+    tokenizer = WordTokenizer.of_pieces(["0 <eos> 1"])
+    assert decode(tokenizer, tokenizer.encode("0 <eos> 1").tolist()) == "0\n1"
 
 
 def test_words_line_ends_and_unknown_words():
