@@ -44,6 +44,9 @@ class Study(Protocol):
     def labels(self) -> Sequence[str]:
         """The methods, in the order of the table."""
 
+    def default_rate(self, label: str) -> float | None:
+        """Return a method's own learning rate; None for what has none."""
+
     def next_keys(self, results: Results) -> Sequence[Key]:
         """Return the runs still to be done, given those that are; none at the end."""
 

@@ -24,6 +24,10 @@ class Measurement:
         """What is measured."""
         return tuple(self.functions)
 
+    def default_rate(self, label: str) -> float | None:
+        """Return None: nothing is trained."""
+        return None
+
     def next_keys(self, results: Results) -> Sequence[Key]:
         """Return the measurements that are missing."""
         keys = [

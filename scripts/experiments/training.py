@@ -72,6 +72,10 @@ class Race:
         """Methods and controls."""
         return (*self.methods, *CONTROLS)
 
+    def default_rate(self, label: str) -> float | None:
+        """Return the first of a method's rates."""
+        return self.methods[label].rates[0] if label in self.methods else None
+
     def next_keys(self, results: Results) -> Sequence[Key]:
         """Return what is to be run next: first all trials, then other seeds of the best rates."""
         trials = [
