@@ -1,5 +1,6 @@
 """An experiment: a paper's claim, how it is tried here, and what counts as reproduced."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -80,7 +81,7 @@ class Experiment:
     """A row of the register."""
 
     id: str
-    paper: str
+    """The paper, S0 to S4, and a number."""
     title: str
     claim: str
     """What the paper says, with its figures."""
@@ -111,10 +112,15 @@ def verdict(budget: Budget, results: Results) -> tuple[str, Sequence[Finding]]:
 
 
 def by_id(experiments: Iterable[Experiment]) -> dict[str, Experiment]:
-    """Return experiments by their ids; an id that is there twice is a defect."""
+    """Return experiments by their ids, in their order; an id that is there twice is a defect."""
     found: dict[str, Experiment] = {}
     for experiment in experiments:
         if experiment.id in found:
             raise ValueError(f"The experiment {experiment.id} is registered twice.")
         found[experiment.id] = experiment
-    return found
+    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+
+
+def _natural(name: str) -> list[int | str]:
+    """Return a sorting key in which S0-10 comes after S0-2b."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

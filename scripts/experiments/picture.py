@@ -38,11 +38,10 @@ def draw(results: Results, methods: Sequence[str], label: str, path: Path) -> bo
     for axes, case in zip(panels, cases, strict=False):
         for number, name in enumerate(methods):
             for index, run in enumerate(results.of(name, case)):
-                steps, values = (
-                    zip(*run.outcome.curve, strict=True) if run.outcome.curve else ((), ())
-                )
-                legend = name if index == 0 and len(steps) > 1 else None
-                axes.plot(steps, values, color=f"C{number % 10}", alpha=0.7, label=legend)
+                if len(run.outcome.curve) > 1:
+                    steps, values = zip(*run.outcome.curve, strict=True)
+                    legend = name if index == 0 else None
+                    axes.plot(steps, values, color=f"C{number % 10}", alpha=0.7, label=legend)
         axes.set(title=case, xlabel="steps", ylabel=label, yscale="log")
         axes.grid(alpha=0.3)
     for axes in panels[len(cases) :]:
@@ -51,7 +50,7 @@ def draw(results: Results, methods: Sequence[str], label: str, path: Path) -> bo
     for axes in panels[: len(cases)]:
         for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(name, line)
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=4)
+    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=1 + columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     return True

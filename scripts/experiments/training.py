@@ -16,6 +16,8 @@ NO_OP, RANDOM_STEP = "no step (control)", "random steps (control)"
 CONTROLS = (NO_OP, RANDOM_STEP)
 RANDOM_SIZE = 1e-2
 """Root mean square of what a step of the random control adds to a parameter."""
+MOST_POINTS = 100
+"""Of a stored curve."""
 
 
 def constant(progress: float) -> float:
@@ -115,7 +117,7 @@ class Race:
                 continue
             figures = dict(problem.evaluate())
             if not (math.isfinite(float(loss)) and math.isfinite(figures[self.target])):
-                return Outcome(figures={"steps": step + 1}, status=DIVERGED, curve=curve)
+                return Outcome(figures={"steps": step + 1}, status=DIVERGED, curve=_thinned(curve))
             curve.append((step + 1, figures[self.target]))
             if figures[self.target] <= self.solved:
                 break
@@ -123,7 +125,7 @@ class Race:
 
     def criteria(self) -> Sequence[Criterion]:
         """Return that the controls fail."""
-        return (Criterion("no control comes near the best method", self._controls_fail),)
+        return (Criterion("both controls are worse than the best method", self._controls_fail),)
 
     def _outcome(
         self, figures: Mapping[str, float], steps: int, curve: Sequence[tuple[float, float]]
@@ -131,7 +133,7 @@ class Race:
         more = {"steps": float(steps)}
         if self.solved > -math.inf:
             more["solved"] = float(figures[self.target] <= self.solved)
-        return Outcome(figures={**figures, **more}, status=FINISHED, curve=curve)
+        return Outcome(figures={**figures, **more}, status=FINISHED, curve=_thinned(curve))
 
     def _control(self, problem: Problem, key: Key) -> Outcome:
         """Take no step, or the random walk that many random steps come to."""
@@ -147,16 +149,20 @@ class Race:
         return self._outcome(figures, key.steps, ())
 
     def _controls_fail(self, results: Results) -> Finding:
-        """Whether, in every case, the best method ends well below the better control."""
-        worst = ""
+        """Whether, in every case, some method ends below both controls with their seed."""
+        told = ""
         for case in self.cases:
-            ours = min(results.mean(name, self.target, case) for name in self._methods(case))
-            control = min(results.mean(name, self.target, case) for name in CONTROLS)
-            told = f"{case + ': ' if case else ''}best {ours:.3g}, controls {control:.3g}"
+            ours = self._first(results, self._methods(case), case)
+            control = self._first(results, CONTROLS, case)
+            if not told or not ours < control:
+                told = f"{case + ': ' if case else ''}best {ours:.3g}, controls {control:.3g}"
             if not ours < control:
                 return Finding(holds=False, evidence=told)
-            worst = worst or told
-        return Finding(holds=True, evidence=worst)
+        return Finding(holds=True, evidence=told)
+
+    def _first(self, results: Results, names: Sequence[str], case: str) -> float:
+        """Return the lowest target of some methods with the first seed."""
+        return min(results.values(name, self.target, case)[0] for name in names)
 
     def _methods(self, case: str) -> Sequence[str]:
         return [name for name in self.methods if name in self.only.get(case, self.methods)]
@@ -169,6 +175,14 @@ class Race:
 
     def _steps(self, case: str) -> int:
         return self.steps_of.get(case, self.steps)
+
+
+def _thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Return some points of a curve, the last among them, with the digits that a picture shows."""
+    kept = list(curve[:: -(-len(curve) // MOST_POINTS) or 1])
+    if curve and kept[-1] != curve[-1]:
+        kept.append(curve[-1])
+    return [(step, float(f"{value:.5g}")) for step, value in kept]
 
 
 def _step(optimizer: torch.optim.Optimizer, problem: Problem, step: int, max_norm: float) -> Tensor:

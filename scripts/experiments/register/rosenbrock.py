@@ -25,7 +25,6 @@ def _descent(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
 EXPERIMENTS = (
     Experiment(
         id="S1-1",
-        paper="Preconditioner on matrix Lie group for SGD, Fig. 1",
         title="Rosenbrock's function",
         claim="Newton-type PSGD takes about 200 iterations; gradient descent does not get there.",
         budgets={
