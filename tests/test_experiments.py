@@ -21,11 +21,12 @@ from experiments.experiment import (
     verdict,
 )
 from experiments.measurement import Measurement
+from experiments.plan import CONTROLS
 from experiments.problem import Problem, generator
 from experiments.register import EXPERIMENTS
 from experiments.report import page, table
 from experiments.results import Key, Outcome, Record, Results, append, read
-from experiments.training import CONTROLS, Method, Race, falling
+from experiments.training import Method, Race, falling
 
 from psgd_optim.types import InputError
 

@@ -3,11 +3,12 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.synchronize import Event
+from multiprocessing.connection import Connection
 
 Submit = Callable[[Callable[[], object]], "Future[object]"]
 
@@ -23,28 +24,24 @@ def pool(workers: int) -> Iterator[Submit]:
         A function that takes a job and returns its future; the job can be pickled.
     """
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    executor = ProcessPoolExecutor(workers, context, _begin, (stop,))
+    # Nothing is ever sent: its end, closed here or by this process's death, is the message.
+    reader, writer = context.Pipe(duplex=False)
+    executor = ProcessPoolExecutor(workers, context, _begin, (reader,))
     try:
         yield executor.submit
     finally:
-        stop.set()
+        writer.close()
         executor.shutdown(wait=True, cancel_futures=True)
+        reader.close()
 
 
-def _begin(stop: Event) -> None:
-    """Prepare a worker: the terminal's Ctrl-C is its parent's business."""
+def _begin(reader: Connection) -> None:
+    """Prepare a worker: the terminal, and its Ctrl-C, are its parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for ends in (stop.wait, _wait_for_parent):
-        threading.Thread(target=_exit_after, args=(ends,), daemon=True).start()
+    sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 -- no progress bars
+    threading.Thread(target=_exit_after, args=(reader,), daemon=True).start()
 
 
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-
-
-def _exit_after(ends: Callable[[], object]) -> None:
-    ends()
+def _exit_after(reader: Connection) -> None:
+    reader.poll(None)
     os._exit(1)
