@@ -27,11 +27,19 @@ def pool(workers: int) -> Iterator[Submit]:
     # Nothing is ever sent: its end, closed here or by this process's death, is the message.
     reader, writer = context.Pipe(duplex=False)
     executor = ProcessPoolExecutor(workers, context, _begin, (reader,))
+    futures: list[Future[object]] = []
+
+    def submit(job: Callable[[], object]) -> Future[object]:
+        futures.append(executor.submit(job))
+        return futures[-1]
+
     try:
-        yield executor.submit
+        yield submit
     finally:
-        writer.close()
+        if not all(future.done() for future in futures):
+            writer.close()
         executor.shutdown(wait=True, cancel_futures=True)
+        writer.close()
         reader.close()
 
 

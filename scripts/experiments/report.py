@@ -34,6 +34,7 @@ PAPERS = {
     "S4": "Practical quasi-Newton methods for training deep networks (K-BFGS)",
 }
 """By the first two characters of the ids."""
+MOST_DECIMALS = 5
 
 
 def verdict_of(experiment: Experiment, read: Reader) -> str:
@@ -117,9 +118,12 @@ def table(budget: Budget, results: Results) -> str:
     study = budget.study
     cases = results.cases()
     has_cases, has_rates = cases != [""], any(r.key.rate is not None for r in results.records)
+    has_defaults = any(
+        results.best_rate(m, case) != study.default_rate(m) for m in study.labels for case in cases
+    )
     first_columns = ["case"] * has_cases + ["method"] + ["rate"] * has_rates
     heads = [*first_columns, "seeds", *study.columns.values()]
-    heads += [f"{study.columns.get(study.target, study.target)}, default rate"] * has_rates
+    heads += [f"{study.columns.get(study.target, study.target)}, default rate"] * has_defaults
     lines = [f"| {' | '.join(heads)} |"]
     lines.append("|" + "---|" * len(first_columns) + "--:|" * (len(heads) - len(first_columns)))
     for case in cases:
@@ -130,7 +134,7 @@ def table(budget: Budget, results: Results) -> str:
             rate = results.best_rate(method, case)
             cells = [case] * has_cases + [method] + [_number(rate)] * has_rates + [f"{len(runs)}"]
             cells += [_spread([value_of(run, f) for run in runs]) for f in study.columns]
-            cells += [_default(budget, results, method, case)] * has_rates
+            cells += [_default(budget, results, method, case)] * has_defaults
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -143,16 +147,20 @@ def _default(budget: Budget, results: Results, method: str, case: str) -> str:
 
 
 def _spread(values: Sequence[float]) -> str:
-    """Return mean and standard error."""
+    """Return mean and standard error, with two digits of the error."""
     if not values:
         return "-"
     if not all(map(math.isfinite, values)):
         lost = sum(not math.isfinite(value) for value in values)
         return f"diverged ({lost} of {len(values)})"
     mean = statistics.fmean(values)
-    if len(values) < 2 or len(set(values)) == 1:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    if error == 0:
         return _number(mean)
-    return f"{_number(mean)} ± {statistics.stdev(values) / math.sqrt(len(values)):.1g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    if decimals > MOST_DECIMALS:
+        return f"{mean:.2e} ± {error:.1e}"
+    return f"{mean:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def _number(value: float | None) -> str:

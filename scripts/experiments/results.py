@@ -45,6 +45,7 @@ class Record:
     key: Key
     outcome: Outcome
     seconds: float
+    """Of processor time."""
     source: Mapping[str, str | None] = field(default_factory=dict)
     """The command, the commit and the versions that it was made with."""
 

@@ -158,9 +158,9 @@ def _run_one(
     """Do one run, perhaps in a process of its own, and write down what came of it."""
     study: Study = changes.apply(EXPERIMENTS[name].budgets[budget]).study
     with torch_threads(1):  # what is minimised here is small, and runs go on side by side
-        start = time.perf_counter()
+        start = time.process_time()
         outcome = study.run(key, device)
-        append(path, Record(key, outcome, round(time.perf_counter() - start, 2), source))
+        append(path, Record(key, outcome, round(time.process_time() - start, 2), source))
 
 
 def read_results(experiment: Experiment, budget: str, folder: Path) -> Results:
