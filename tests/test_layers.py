@@ -43,7 +43,7 @@ LAYERS = [
     {"runners"},
     {"block_step", "capture"},
     {"joint_step"},
-    {"optimizer"},
+    {"optimizer", "peers.equilibration", "peers.hessian_diagonal"},
     {"named", "config.forms", "config.criteria", "config.base"},
     {"config.psgd", "config.torch_optimizers", "config.peer"},
     {"config.registry"},
@@ -56,6 +56,7 @@ ANYWHERE = {
     "psgd_optim.factors",
     "psgd_optim.affine",
     "psgd_optim.config",
+    "psgd_optim.peers",
 }
 TOOLS = "psgd_optim.tools"
 
