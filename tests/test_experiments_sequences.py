@@ -11,10 +11,13 @@ from experiments.problems.recurrent_networks import (
     readout,
     vanilla,
 )
+from experiments.problems.scanned_lstm import ScannedLSTM
 from experiments.problems.scanned_rnn import ScannedRNN
 from experiments.problems.sequences import Addition, DelayedXOR, Sampling, SequenceProblem
 from experiments.register import delayed_xor, sequences
 from torch.func import functional_call
+
+from psgd_optim.affine import CellInputLSTM, PeepholeLSTM
 
 CPU = torch.device("cpu")
 NETWORKS = (vanilla, peephole_lstm, cell_input_lstm)
@@ -112,6 +115,25 @@ def test_the_plain_network_has_two_derivatives(steps):
     assert torch.autograd.gradgradcheck(run, arguments)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("kind", [CellInputLSTM, PeepholeLSTM])
+def test_the_scanned_lstms_are_the_layers_that_they_are_made_of(kind, steps):
+    torch.manual_seed(0)
+    layer = kind(2, 3, std=0.5).double()
+    x = torch.randn(steps, 5, 2, dtype=torch.float64)
+    weights, probes = list(layer.parameters()), []
+
+    def derivatives(hidden):
+        loss = hidden.square().sum() + hidden.sum()
+        grads = torch.autograd.grad(loss, weights, create_graph=True)
+        probes[:] = probes or [torch.randn_like(p) for p in weights]
+        return [hidden, *grads, *torch.autograd.grad(grads, weights, probes)]
+
+    fast, slow = derivatives(ScannedLSTM(layer)(x)), derivatives(layer(x)[1][0])
+    for one, other in zip(fast, slow, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_hessian_products_are_differences_of_gradients(network):
     drawn = problem(network)
@@ -185,12 +207,13 @@ def test_every_method_takes_a_step(experiment):
     case = study.cases[0]
     for method in study.methods.values():
         drawn = study.make(case, 0, CPU)
-        before = [p.detach().clone() for p in drawn.parameters]
+        leaves = [p.detach() for p in drawn.parameters]
+        before = [p.clone() for p in leaves]
         optimizer = method.build(drawn, method.rates[0], 0)
         if getattr(optimizer, "needs_closure", False):
             optimizer.step(lambda drawn=drawn: drawn.loss(0))
         else:
             drawn.loss(0).backward()
             optimizer.step()
-        moved = [float((p - b).norm()) for p, b in zip(drawn.parameters, before, strict=True)]
+        moved = [float((p - b).norm()) for p, b in zip(leaves, before, strict=True)]
         assert all(0 < size < math.inf for size in moved)

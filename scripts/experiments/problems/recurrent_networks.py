@@ -7,29 +7,13 @@ map is one matrix, whose last column is the bias.
 import torch
 from torch import Tensor, nn
 
+from experiments.problems.scanned_lstm import ScannedLSTM
 from experiments.problems.scanned_rnn import ScannedRNN
 from psgd_optim.affine import CellInputLSTM, PeepholeLSTM
 
 CHANNELS = 2
 STD = 0.1
 """Of all initial values that are not said otherwise."""
-
-
-class LastState(nn.Module):
-    """A recurrent layer of which only the last hidden state is read.
-
-    Args:
-        layer: Returns all hidden states, and the last hidden and cell state.
-    """
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (T, B, X) to (B, H)."""
-        hidden: Tensor = self.layer(x)[1][0]
-        return hidden
 
 
 def vanilla(hidden: int, source: torch.Generator) -> nn.Module:
@@ -50,18 +34,25 @@ def peephole_lstm(hidden: int, source: torch.Generator) -> nn.Module:
     _draw(layer, source)
     with torch.no_grad():
         layer.get_parameter("weight_f")[:, -1] = 1
-    return LastState(layer)
+    return ScannedLSTM(layer)
 
 
 def cell_input_lstm(hidden: int, source: torch.Generator) -> nn.Module:
     """Return the LSTM of one matrix with small values, to whose forget gate 1 is added."""
     layer = CellInputLSTM(CHANNELS, hidden)
     _draw(layer, source)
-    return LastState(layer)
+    return ScannedLSTM(layer)
 
 
 def readout(hidden: int, source: torch.Generator) -> Tensor:
-    """Return (1, H + 1): small weights and no bias, as S0 and S2 start them."""
+    """Return (1, H + 1), small weights and no bias.
+
+    Source: S2. S0 draws the bias as it does the weights.
+
+    Args:
+        hidden: H.
+        source: Of the initial values.
+    """
     weight = STD * torch.randn(1, hidden, generator=source)
     return torch.cat((weight, torch.zeros(1, 1)), dim=1)
 
