@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from experiments.problems.scanned_rnn import outer_sum
 from psgd_optim.affine import CellInputLSTM, PeepholeLSTM
 from psgd_optim.affine.base import matrix_of
 
@@ -44,7 +45,8 @@ class ScannedLSTM(nn.Module):
             w_late, w_early = None, w_c
             bias = bias + torch.eye(4)[2].repeat_interleave(hidden)[:, None].to(bias)
         inputs = F.linear(x, w_x, bias[:, 0])
-        states, _ = _LSTMScan.apply(inputs, torch.cat((w_h, w_early), dim=1), w_late)
+        w = torch.cat((w_h, w_early), dim=1)
+        states, _ = _LSTMScan.apply(inputs, w, w_late)  # type: ignore[no-untyped-call]
         last: Tensor = states[-1, :, :hidden]
         return last
 
@@ -92,7 +94,7 @@ class _LSTMScan(Function):
         bounded, squashed = torch.tanh(c[1:]), a[..., : 3 * o.shape[2]]
         slopes = torch.cat((squashed * (1 - squashed), 1 - g * g), dim=2)
         grad_z = torch.zeros_like(z) if grads[0] is None else grads[0]
-        delta: Tensor = _AdjointScan.apply(
+        delta: Tensor = _AdjointScan.apply(  # type: ignore[no-untyped-call]
             grad_z[1:],
             None if grads[1] is None else slopes * grads[1],
             slopes * torch.cat((bounded, g, c[:-1], i), dim=2),
@@ -101,8 +103,8 @@ class _LSTMScan(Function):
             w,
             v,
         )
-        grad_v = None if v is None else _summed(delta[..., : o.shape[2]], c[1:])
-        return delta, _summed(delta, z[:-1]), grad_v
+        grad_v = None if v is None else outer_sum(delta[..., : o.shape[2]], c[1:])
+        return delta, outer_sum(delta, z[:-1]), grad_v
 
 
 class _AdjointScan(Function):
@@ -180,24 +182,19 @@ class _AdjointScan(Function):
         grad_q = grad_e[..., size:]
         e_h = e[..., :size]
         grad_f = F.pad(grad_q[:-1] * q[1:], (0, 0, 0, 0, 1, 0))
-        grad_v = None if v is None else _summed(d[..., :size], grad_q)
+        grad_v = None if v is None else outer_sum(d[..., :size], grad_q)
         return (
             grad_e,
             grad_d if ctx.has_y else None,
             grad_d * torch.cat((e_h, q, q, q), dim=2),
             grad_q * e_h,
             grad_f,
-            _summed(d[1:], grad_e[:-1]),
+            outer_sum(d[1:], grad_e[:-1]),
             grad_v,
         )
 
 
 def _parts(gates: Tensor, size: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return views by step of the output gates (B, H) and of the others (B, 3, H)."""
-    others = gates[..., size:].unflatten(2, (3, size))
+    others = gates[..., size:].view(*gates.shape[:2], 3, size)
     return gates[..., :size].unbind(), others.unbind()
-
-
-def _summed(left: Tensor, right: Tensor) -> Tensor:
-    """Return the sum over steps and sequences of outer products of (T, B, M) and (T, B, N)."""
-    return left.flatten(0, 1).t() @ right.flatten(0, 1)

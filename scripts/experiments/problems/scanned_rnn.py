@@ -1,18 +1,17 @@
-"""A vanilla recurrent network whose derivatives of any order are loops of two operations a step.
+"""A vanilla recurrent network whose first two derivatives are loops of two operations a step.
 
 Autograd would record some twenty operations a step for a Hessian-vector product. Here the loops
-only carry the state; weights' gradients and all products without a recursion are one operation for
-all steps.
+only carry the state and its adjoint; all else is one operation for all steps.
 
 Shape legend: `T` steps, `B` sequences, `X` inputs, `H` hidden units.
 """
 
-import itertools
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from psgd_optim.affine.base import split
@@ -36,11 +35,11 @@ class ScannedRNN(nn.Module):
         """Map (T, B, X) to the last hidden state (B, H)."""
         matrix, bias = split(self.weight, self.weight.shape[1] - 1)
         w_x, w_h = torch.split(matrix, [x.shape[2], len(self.weight)], dim=1)
-        states: Tensor = _TanhScan.apply(F.linear(x, w_x, bias), w_h)
+        states: Tensor = _Scan.apply(F.linear(x, w_x, bias), w_h)  # type: ignore[no-untyped-call]
         return states[-1]
 
 
-class _TanhScan(Function):
+class _Scan(Function):
     """`h_t = tanh(u_t + h_{t-1} w^T)` for all t, (T, B, H), from u (T, B, H) and w (H, H)."""
 
     @staticmethod
@@ -56,42 +55,56 @@ class _TanhScan(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        h, w = ctx.saved_tensors
-        delta = _LinearScan.apply(grads[0], 1 - h * h, w, True)
-        return delta, delta[1:].flatten(0, 1).t() @ h[:-1].flatten(0, 1)
+        found: tuple[Tensor, Tensor] = _AdjointScan.apply(  # type: ignore[no-untyped-call]
+            grads[0], *ctx.saved_tensors
+        )
+        return found
 
 
-class _LinearScan(Function):
-    """`y_t = s_t (g_t + y_{t-1} w)` for all t, or with `y_{t+1}`, from 0.
+class _AdjointScan(Function):
+    """The gradients of `_Scan`, from the last step to the first, and their own ones.
 
-    g and s are (T, B, H), w is (H, H). The derivative of one direction is the other one with w
-    transposed, so that this function has derivatives of any order.
+    `d_t = (1 - h_t^2) e_t` with `e_t = g_t + d_{t+1} w`, and the weight's `sum_t d_t^T h_{t-1}`,
+    from g and h, (T, B, H), and w (H, H).
     """
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, s: Tensor, w: Tensor, reverse: bool) -> Tensor:  # noqa: ANN401
-        y = torch.empty_like(g)
-        order = range(len(g))[:: -1 if reverse else 1]
-        outputs, inputs, scales = y.unbind(), g.unbind(), s.unbind()
-        torch.mul(inputs[order[0]], scales[order[0]], out=outputs[order[0]])
-        for last, t in itertools.pairwise(order):
-            torch.addmm(inputs[t], outputs[last], w, out=outputs[t])
-            outputs[t].mul_(scales[t])
-        ctx.save_for_backward(g, s, w, y)
-        ctx.reverse = reverse
-        return y
+    def forward(ctx: Any, g: Tensor, h: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        d, e = torch.empty_like(h), torch.empty_like(h)
+        deltas, rows, inputs, states = d.unbind(), e.unbind(), g.unbind(), h.unbind()
+        last = len(states) - 1
+        rows[last].copy_(inputs[last])
+        for t in range(last, -1, -1):
+            if t < last:
+                torch.addmm(inputs[t], deltas[t + 1], w, out=rows[t])
+            _times_slope(rows[t], states[t], deltas[t])
+        ctx.save_for_backward(h, w, d, e)
+        return d, outer_sum(d[1:], h[:-1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # noqa: ANN401
-        g, s, w, y = ctx.saved_tensors
-        grad_g = _LinearScan.apply(grads[0], s, w.t(), not ctx.reverse)
-        # Where y_t is read, and where its gradient comes from.
-        before, after = (slice(1, None), slice(-1)) if ctx.reverse else (slice(-1), slice(1, None))
-        carried = F.pad(y[before] @ w, _STEP_AT_END if ctx.reverse else _STEP_AT_START)
-        returned = F.pad(grad_g[after] @ w.t(), _STEP_AT_START if ctx.reverse else _STEP_AT_END)
-        grad_w = y[before].flatten(0, 1).t() @ grad_g[after].flatten(0, 1)
-        return grad_g, (g + carried) * (grads[0] + returned), grad_w, None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: ANN401
+        (h, w, d, e), (to_d, to_w) = ctx.saved_tensors, grads
+        total, grad_g = torch.empty_like(h), torch.empty_like(h)  # of d, and of g and e
+        if len(h) > 1:  # what d and h are in the weight's gradient
+            to_d = torch.cat((to_d[:1], to_d[1:] + h[:-1] @ to_w.t()))
+        sums, rows, inputs, states = (x.unbind() for x in (total, grad_g, to_d, h))
+        transposed = w.t()
+        sums[0].copy_(inputs[0])
+        for t in range(len(states)):
+            if t:
+                torch.addmm(inputs[t], rows[t - 1], transposed, out=sums[t])
+            _times_slope(sums[t], states[t], rows[t])
+        grad_h = (total * e).mul_(h).mul_(-2)
+        grad_h[:-1] += d[1:] @ to_w
+        return grad_g, grad_h, outer_sum(d[1:], grad_g[:-1])
 
 
-_STEP_AT_START, _STEP_AT_END = (0, 0, 0, 0, 1, 0), (0, 0, 0, 0, 0, 1)
-"""For `F.pad`: one step of zeros."""
+def _times_slope(x: Tensor, h: Tensor, out: Tensor) -> None:
+    """Write `(1 - h^2) x`, x times the slope of the hyperbolic tangent, where it is h."""
+    torch.ops.aten.tanh_backward.grad_input(x, h, grad_input=out)
+
+
+def outer_sum(left: Tensor, right: Tensor) -> Tensor:
+    """Return the sum over steps and sequences of outer products of (T, B, M) and (T, B, N)."""
+    return left.flatten(0, 1).t() @ right.flatten(0, 1)
