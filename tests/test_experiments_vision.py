@@ -31,7 +31,6 @@ from experiments.register import cifar, digits, lenet_study, logistic
 from experiments.register import resnet as resnet_register
 from experiments.training import Method, Race
 
-from psgd_optim.schedules import LogPeriod
 from psgd_optim.types import InputError
 
 CPU = torch.device("cpu")
@@ -393,7 +392,7 @@ def test_rank_correlation_of_known_samples():
 @pytest.mark.parametrize(
     "build",
     [
-        newton(KRON, 0.01, init_scale=0.1, penalty=1e-3),
+        newton(KRON, 0.01, penalty=1e-3),
         newton(low_rank(2), annealed(0.1, 0.01, 5), init_scale=None, momentum=0.9),
         sgd(0.9),
         adam,
@@ -409,10 +408,6 @@ def test_methods_lower_the_loss_of_a_small_problem(build):
     fit(problem, Method(build=build, rates=(0.1,), schedule=cosine), 10, 0, counted.append)
     assert problem.evaluate()["loss"] < 0.9 * before
     assert counted == list(range(1, 11))
-
-
-def test_the_schedule_of_fits_is_the_papers():
-    assert sum(LogPeriod()(step) for step in range(500_000)) == 106_050
 
 
 def test_a_small_alexnet_learns():

@@ -63,7 +63,7 @@ class LimitedMemoryBFGS(torch.optim.LBFGS):
         def evaluate() -> Tensor:
             self.zero_grad()
             loss: Tensor = closure()
-            if math.isfinite(float(loss)):
+            if math.isfinite(float(loss.detach())):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
