@@ -29,6 +29,7 @@ from experiments.problems.resnet import SoftLeakyReLU, resnet
 from experiments.register import alexnet as alexnet_register
 from experiments.register import cifar, digits, lenet_study, logistic
 from experiments.register import resnet as resnet_register
+from experiments.results import Results
 from experiments.training import Method, Race
 
 from psgd_optim.types import InputError
@@ -274,6 +275,7 @@ def test_digits_are_nested_in_their_background():
         assert len(found) == 1
         places.update(found)
     assert {i for i, _ in places} == {j for _, j in places} == set(range(5))
+    assert any(i != j for i, j in places)
 
 
 def test_crops_are_windows_of_the_padded_image_mirrored_or_not():
@@ -417,8 +419,6 @@ def test_a_small_alexnet_learns():
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.id)
 def test_registered_experiments_can_be_asked_for_their_runs(experiment):
-    from experiments.results import Results  # noqa: PLC0415
-
     assert experiment.budgets or experiment.obstacle
     for budget in experiment.budgets.values():
         assert isinstance(budget, Budget)

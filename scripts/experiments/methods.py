@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 
 from experiments.problem import Problem
+from experiments.problems.images import Classification
 from psgd_optim import PSGD, Fitting, Joint, Kron, LowRank, Newton, Permutation, SparseLU
 from psgd_optim.axis_plan import KRONECKER, SCAN
 from psgd_optim.clipping import Clip, ClipJointRMS
@@ -16,7 +17,7 @@ from psgd_optim.geometry import EQ
 from psgd_optim.permutation_groups import X_MATRIX
 from psgd_optim.scope import Scope
 from psgd_optim.step_size import MaxEntry, SpectralNorm
-from psgd_optim.types import Rate, Schedule
+from psgd_optim.types import InputError, Rate, Schedule
 
 Build = Callable[[Problem, float, int], torch.optim.Optimizer]
 
@@ -55,12 +56,19 @@ def newton(
         init_scale: Q starts as that times the identity; `None` takes the first sample's scale.
         momentum: Decay of the gradient's average.
         gate: Probability that a step fits Q.
-        penalty: Strength of an L2 penalty that the problem adds to its loss.
+        penalty: Strength of an L2 penalty that a classification adds to its loss.
+
+    Raises:
+        InputError: By what is returned, if a problem takes no penalty.
     """
 
     def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
         if penalty:
-            vars(problem)["penalty"] = penalty
+            if not isinstance(problem, Classification):
+                raise InputError(
+                    f"Got the penalty {penalty} for {problem}, which takes none; give 0."
+                )
+            problem.penalty = penalty
         fitting = Fitting(precond_lr=precond_lr, gate=gate, init_scale=init_scale, seed=seed)
         criterion = Newton(damping=0.0)
         return PSGD(

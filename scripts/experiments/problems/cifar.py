@@ -83,7 +83,8 @@ def shift_and_zoom(x: Tensor, step: int, noise: torch.Generator) -> Tensor:
     """
     zoom, shift = (0.5 * torch.rand(2, len(x), 2, generator=noise) - 0.25).to(x.device)
     maps = torch.zeros(len(x), 2, 3, device=x.device)
-    maps[:, 0, 0], maps[:, 1, 1] = 1 + zoom.unbind(dim=1)[0], 1 + zoom.unbind(dim=1)[1]
+    maps[:, 0, 0] = 1 + zoom[:, 0]
+    maps[:, 1, 1] = 1 + zoom[:, 1]
     maps[:, :, 2] = 2 * shift  # the grid is from -1 to 1
     grid = F.affine_grid(maps, list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)

@@ -82,8 +82,8 @@ def _displace(x: Tensor, step: int, noise: torch.Generator) -> Tensor:
     places = torch.randint(-2, 3, (2, len(x)), generator=noise).to(x.device)
     at = torch.arange(x.shape[-1], device=x.device)
     rows, columns = ((at - place[:, None]) % len(at) for place in places)  # (B, 32) each
-    return x[torch.arange(len(x), device=x.device)[:, None, None], 0, rows[:, :, None],
-             columns[:, None, :]].unsqueeze(1)  # fmt: skip
+    each = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[each, 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
 
 
 @torch.no_grad()

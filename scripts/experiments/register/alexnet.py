@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from experiments.criteria import at_least, at_most
@@ -36,14 +37,13 @@ class RandomImages(Problem):
 
     def __init__(self, seed: int, device: torch.device) -> None:
         with seeded(seed):
-            self.model = alexnet(1 / 16, image=67, classes=8).to(device)
+            self.model: nn.Module = alexnet(1 / 16, image=67, classes=8).to(device)
         self.parameters = list(self.model.parameters())
         self._images = torch.randn(8, 3, 67, 67, generator=generator(seed)).to(device)
         self._labels = torch.arange(8, device=device)
 
     def loss(self, step: int) -> torch.Tensor:
         """Return the cross-entropy, the same in every step."""
-        assert self.model is not None
         return F.cross_entropy(self.model(self._images), self._labels)
 
     @torch.no_grad()

@@ -31,7 +31,6 @@ from experiments.training import Method, Race
 _PAPER = "Curvature-informed SGD via general purpose Lie-group preconditioners"
 _DATA = ("cifar10_subset",)
 _IMAGES, _TESTED, _BATCH, _STEPS = 2000, 1000, 64, 128
-_EPOCH = 32  # steps
 PLAIN, BARE = "shortcuts", "no shortcuts"
 _SGD, _PSGD = "SGD", "PSGD LRA 10"
 _REDUCED = (
@@ -53,13 +52,17 @@ def _same(data: Labelled, seed: int) -> Labelled:
     return data
 
 
+def _draw(task: Task, seed: int, device: torch.device, case: str = PLAIN) -> Classification:
+    with seeded(seed):
+        model = resnet(8, has_shortcuts=case != BARE)
+    return Classification(model, task, seed, device)
+
+
 def _problem(
     change: Callable[[Labelled, int], Labelled], case: str, seed: int, device: torch.device
 ) -> Classification:
     """Draw the thin ResNet on training images of which something was changed."""
-    with seeded(seed):
-        model = resnet(8, has_shortcuts=case != BARE)
-    return Classification(model, _task(change(_images(), seed)), seed, device)
+    return _draw(_task(change(_images(), seed)), seed, device, case)
 
 
 def _images() -> Labelled:
@@ -78,11 +81,8 @@ def _task(train: Labelled) -> Task:
 
 
 def _blurred(case: str, seed: int, device: torch.device) -> Problem:
-    task = _task(_images())
     augment = blurred_until(_STEPS // 2, crop_and_flip)
-    with seeded(seed):
-        model = resnet(8)
-    return Classification(model, replace(task, augment=augment), seed, device)
+    return _draw(replace(_task(_images()), augment=augment), seed, device)
 
 
 def _mislabelled(case: str, seed: int, device: torch.device) -> Problem:
@@ -90,9 +90,7 @@ def _mislabelled(case: str, seed: int, device: torch.device) -> Problem:
     prior = train.labels.bincount(minlength=CLASSES) / len(train)
     # Epochs 10, 30 and 40 of 100 in the paper.
     loss = sieved_loss(prior, (_STEPS // 10, 4 * _STEPS // 10), 3 * _STEPS // 10)
-    with seeded(seed):
-        model = resnet(8)
-    return Classification(model, replace(_task(train), loss=loss), seed, device)
+    return _draw(replace(_task(train), loss=loss), seed, device)
 
 
 METHODS: Mapping[str, Method] = {
@@ -130,7 +128,6 @@ def _one_after_the_other(
     """Train on wrong labels with one method, then on the right ones with another."""
     noisy = _problem(noisy_labels, PLAIN, seed, device)
     fit(noisy, METHODS[first], _STEPS // 2, seed)
-    assert noisy.model is not None
     clean = Classification(noisy.model, _task(_images()), seed, device)
     fit(clean, METHODS[second], _STEPS // 2, seed)
     return {**clean.evaluate(), "error_between": noisy.evaluate()["error"]}
