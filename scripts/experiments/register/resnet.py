@@ -93,8 +93,8 @@ def _mislabelled(case: str, seed: int, device: torch.device) -> Problem:
     return _draw(replace(_task(train), loss=loss), seed, device)
 
 
-# Q starts as the identity: P is then at first that of SGD. The scale of the first sample is the one
-# of the steepest directions, from which a hundred steps get nowhere (0.002 to 0.1 in 8 steps).
+# Q starts as the identity, so that P is at first that of SGD. The scale of the first sample is that
+# of the steepest directions: 8 steps from it went 0.002 to 0.1 far, where SGD's went 2.7 to 6.7.
 METHODS: Mapping[str, Method] = {
     _SGD: Method(build=sgd(0.9, 5e-4), rates=(0.1, 0.02), schedule=cosine),
     _PSGD: Method(
