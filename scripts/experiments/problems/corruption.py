@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from experiments.data import Labelled
 from experiments.problem import generator
@@ -70,13 +69,13 @@ def blurred_until(steps: int, augment: Augment) -> Augment:
     Source: S2, blur deficit.
     """
 
+    shrink = nn.Upsample(scale_factor=0.25, mode="bilinear", align_corners=False)
+    enlarge = nn.Upsample(scale_factor=4.0, mode="bilinear", align_corners=False)
+
     def change(x: Tensor, step: int, noise: torch.Generator) -> Tensor:
         x = augment(x, step, noise)
-        if step >= steps:
-            return x
-        options = {"mode": "bilinear", "align_corners": False}
-        small = F.interpolate(x, scale_factor=0.25, **options)  # type: ignore[arg-type]
-        return F.interpolate(small, size=x.shape[-2:], **options)  # type: ignore[arg-type]
+        blurred: Tensor = enlarge(shrink(x)) if step < steps else x
+        return blurred
 
     return change
 

@@ -1,6 +1,7 @@
 """Logistic regression on an image and its outer product with itself, which is never formed."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -57,14 +58,22 @@ class LimitedMemoryBFGS(torch.optim.LBFGS):
 
     needs_closure = True
 
-    def step(self, closure):  # type: ignore[no-untyped-def,override] # noqa: ANN001, ANN201
-        """Take up to `max_iter` iterations on one batch."""
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
+        """Take up to `max_iter` iterations on one batch.
+
+        Args:
+            closure: Returns the loss of the batch, without calling `backward`.
+
+        Returns:
+            The loss before them.
+        """
 
         def evaluate() -> Tensor:
             self.zero_grad()
-            loss: Tensor = closure()
+            loss = closure()
             if math.isfinite(float(loss.detach())):
                 loss.backward()  # type: ignore[no-untyped-call]
-            return loss
+            return loss.detach()
 
-        return super().step(evaluate)
+        before: Tensor = super().step(evaluate)
+        return before

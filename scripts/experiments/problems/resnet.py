@@ -50,7 +50,8 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
         y = self.body(x)
-        return self.bend(y if self.shortcut is None else y + self.shortcut(x))  # type: ignore[no-any-return]
+        out: Tensor = self.bend(y if self.shortcut is None else y + self.shortcut(x))
+        return out
 
 
 def resnet(

@@ -1,5 +1,6 @@
 """How long a step takes: processor time on a CPU, time by the clock on a device."""
 
+import functools
 import statistics
 import time
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ def step_time(problem: Problem, method: Method, steps: int, device: torch.device
     spent = []
     for step in range(_WARMUP + steps):
         begin = _now(device)
-        take_step(optimizer, problem.parameters, lambda at=step: problem.loss(at), method.max_norm)
+        loss = functools.partial(problem.loss, step)
+        take_step(optimizer, problem.parameters, loss, method.max_norm)
         spent.append(_now(device) - begin)
     return 1e3 * statistics.fmean(spent[_WARMUP:])
 
