@@ -68,7 +68,6 @@ def blurred_until(steps: int, augment: Augment) -> Augment:
 
     Source: S2, blur deficit.
     """
-
     shrink = nn.Upsample(scale_factor=0.25, mode="bilinear", align_corners=False)
     enlarge = nn.Upsample(scale_factor=4.0, mode="bilinear", align_corners=False)
 
