@@ -93,13 +93,13 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting=f"{_REPLACED}: 3,000 images, 6 epochs, no decay.",
-                minutes=0.6,
+                minutes=0.4,
                 study=_by_method(certainty, _SMALL, 1, _CERTAINTY),
                 criteria=(below(_SGD, _PSGD, "entropy"),),
             ),
             "full": Budget(
                 setting=f"{_REPLACED}: 20,000 images, 20 epochs, no decay, three seeds.",
-                minutes=25.0,
+                minutes=14.0,
                 study=_by_method(certainty, _MIDDLE, 3, _CERTAINTY),
                 criteria=(below(_SGD, _PSGD, "entropy"),),
             ),
@@ -115,13 +115,13 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting=f"{_REPLACED}: 1,000 of 3,000 images, seen once per epoch, 6 epochs.",
-                minutes=1.2,
+                minutes=0.6,
                 study=_with_agreement(_SMALL, 1),
                 criteria=(below(_PSGD, _SGD, "error_forgettable", factor=1.2),),
             ),
             "full": Budget(
                 setting=f"{_REPLACED}: 5,000 of 20,000 images, seen once per epoch; three seeds.",
-                minutes=80.0,
+                minutes=35.0,
                 study=_with_agreement(_MIDDLE, 3),
                 criteria=(below(_PSGD, _SGD, "error_forgettable"),),
             ),
@@ -137,13 +137,13 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting=f"{_REPLACED}: 3,000 images, seen once per epoch, 6 epochs.",
-                minutes=0.8,
+                minutes=0.4,
                 study=_by_method(forgettability, _SMALL, 1, {"correlation": "rank correlation"}),
                 criteria=_CORRELATED,
             ),
             "full": Budget(
                 setting=f"{_REPLACED}: 20,000 images, seen once per epoch; three seeds.",
-                minutes=50.0,
+                minutes=21.0,
                 study=_by_method(forgettability, _MIDDLE, 3, {"correlation": "rank correlation"}),
                 criteria=_CORRELATED,
             ),
@@ -159,14 +159,14 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting="1,000 of 6,000 images; 4 epochs before the choice, 8 after it.",
-                minutes=1.2,
+                minutes=0.7,
                 study=_by_method(entropy_subsets, _QUICK, 1, _SUBSETS),
                 criteria=_GAPS,
             ),
             "full": Budget(
                 setting="As in the paper: 10,000 of 60,000 images, 20 epochs; two seeds.",
                 is_faithful=True,
-                minutes=50.0,
+                minutes=45.0,
                 study=_by_method(entropy_subsets, _FULL, 2, _SUBSETS),
                 criteria=(*_GAPS, *(_farther(name) for name in _METHODS)),
             ),
