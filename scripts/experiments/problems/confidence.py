@@ -69,6 +69,7 @@ def spearman(x: Tensor, y: Tensor) -> float:
 
 def _ranks(x: Tensor) -> Tensor:
     """Return ranks from 0 on, (N,) in double precision, shared by equal values."""
-    _, place, counts = x.unique(return_inverse=True, return_counts=True)
-    ends = counts.cumsum(0).double()
-    return (ends - (counts + 1) / 2)[place]
+    ordered = x.sort().values
+    first = torch.searchsorted(ordered, x)
+    end = torch.searchsorted(ordered, x, right=True)
+    return (first + end - 1).double() / 2

@@ -81,7 +81,7 @@ class Classification(Problem):
         was_training = self.model.training
         self.model.eval()
         with torch.no_grad():
-            parts = [self.model(self._task.scale(part)) for part in images.split(_EVALUATED)]
+            parts = [self.model(self._task.scale(part)) for part in torch.split(images, _EVALUATED)]
         self.model.train(was_training)
         return torch.cat(parts)
 
@@ -132,7 +132,7 @@ class Reconstruction(Problem):
         }
 
     def _mean(self, images: Tensor) -> float:
-        errors = [self._error(part) * len(part) for part in images.split(_EVALUATED)]
+        errors = [self._error(part) * len(part) for part in torch.split(images, _EVALUATED)]
         return float(torch.stack(errors).sum()) / len(images)
 
     def _error(self, images: Tensor) -> Tensor:

@@ -75,5 +75,5 @@ class LimitedMemoryBFGS(torch.optim.LBFGS):
                 loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
 
-        before: Tensor = super().step(evaluate)
+        before: Tensor = super().step(evaluate)  # type: ignore[no-untyped-call]
         return before
