@@ -134,7 +134,7 @@ EXPERIMENTS = (
                     "An eighth of the width, batches of 20 and 250 iterations; "
                     f"{_PART} Weights start as in the paper's other experiments."
                 ),
-                minutes=1.2,
+                minutes=0.6,
                 study=_classifier_race(12, 20, 250, "SGD", "SCAN", "Kron"),
                 criteria=(below("Kron", "SGD", "loss"),),
             ),
@@ -156,7 +156,7 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting=f"Half the width, batches of 32 and 300 iterations; {_PART}",
-                minutes=1.0,
+                minutes=0.6,
                 study=_autoencoder_race(16, 32, 300, "SGD", "RMSProp", "Kron"),
                 criteria=(below("Kron", "SGD", "loss"),),
             ),

@@ -121,7 +121,9 @@ def _race(
 
 def _quick(study: Race | Measurement, change: str, *criteria: Criterion) -> Mapping[str, Budget]:
     setting = f"{_REDUCED}{'; ' if change else ''}{change}."
-    return {"quick": Budget(setting=setting, minutes=1.5, study=study, criteria=criteria)}
+    # Two thirds of a minute for SGD and PSGD at two rates each.
+    minutes = 0.7 * len(study.cases) if isinstance(study, Race) else 0.7
+    return {"quick": Budget(setting=setting, minutes=minutes, study=study, criteria=criteria)}
 
 
 def _one_after_the_other(
