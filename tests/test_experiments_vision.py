@@ -154,7 +154,7 @@ def test_bfgs_lowers_a_quadratic():
             return (self.parameters[0] * torch.arange(1.0, 5)).square().sum()
 
         def evaluate(self):
-            return {"loss": float(self.loss(0).detach())}
+            return {"loss": self.loss(0).item()}
 
     problem = Bowl()
     method = Method(
@@ -218,10 +218,10 @@ def test_a_step_has_one_loss_and_another_seed_another_one():
         return Classification(model, task, seed, CPU)
 
     problem, twin, other = make(1), make(1), make(2)
-    losses = [float(problem.loss(step)) for step in (0, 1, 0)]
+    losses = [problem.loss(step).item() for step in (0, 1, 0)]
     assert losses[0] == losses[2] != losses[1]
-    assert float(twin.loss(1)) == losses[1]
-    assert float(other.loss(0)) != losses[0]
+    assert twin.loss(1).item() == losses[1]
+    assert other.loss(0).item() != losses[0]
 
 
 def test_figures_are_those_of_the_images():
