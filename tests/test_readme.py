@@ -50,8 +50,8 @@ def test_the_scripts_run_as_written(
         if name == "python":
             script = Path(args[0])
             assert script.parent == Path("scripts")
-            key = f"{script.stem} {args[1]}" if f"{script.stem} {args[1]}" in SHORT else script.stem
-            short = shlex.split(SHORT.get(key, ""))
+            whole = " ".join([script.stem, *args[1:2]])
+            short = shlex.split(SHORT.get(whole, SHORT.get(script.stem, "")))
             importlib.import_module(script.stem).main([*args[1:], *short])
             assert capsys.readouterr().out.strip()
             ran.append(script.stem)
