@@ -80,9 +80,9 @@ S2_17 = Experiment(
     "alone.",
     budgets={
         "quick": Budget(
-            setting="RNN, T = 12 of 32 to 112, at most 4 000 of 100 000 iterations, two seeds.",
-            study=_race(_METHODS, 4000, 2, ("RNN, T=12",)),
-            criteria=(solves(PSGD_NAME, at_least=1, of=2, case="RNN, T=12"),),
+            setting="RNN, T = 10 of 32 to 112, at most 5 000 of 100 000 iterations, two seeds.",
+            study=_race(_METHODS, 5000, 2, ("RNN, T=10",)),
+            criteria=(solves(PSGD_NAME, at_least=1, of=2, case="RNN, T=10"),),
             minutes=1.5,
         ),
         "full": Budget(
@@ -127,7 +127,7 @@ S2_18 = Experiment(
             minutes=minutes,
         )
         for name, length, ranks, steps, seeds, minutes in (
-            ("quick", 12, (0, 10), 4000, 2, 1.5),
+            ("quick", 10, (0, 10), 5000, 2, 1.5),
             ("full", 32, RANKS, 40_000, 5, 120),
         )
     },
