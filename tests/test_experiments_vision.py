@@ -154,7 +154,7 @@ def test_bfgs_lowers_a_quadratic():
             return (self.parameters[0] * torch.arange(1.0, 5)).square().sum()
 
         def evaluate(self):
-            return {"loss": float(self.loss(0))}
+            return {"loss": float(self.loss(0).detach())}
 
     problem = Bowl()
     method = Method(
