@@ -242,7 +242,7 @@ def test_figures_are_those_of_the_images():
     expected = (math.log(1 + 9 / math.e) + math.log(10)) / 2
     assert figures["loss"] == pytest.approx(expected)
     problem.penalty = 4.0
-    assert float(problem.loss(0)) == pytest.approx(expected + 2.0)
+    assert problem.loss(0).item() == pytest.approx(expected + 2.0)
 
 
 def test_reconstruction_is_a_mean_over_pixels():
