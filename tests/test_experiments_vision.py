@@ -9,7 +9,7 @@ from experiments.data import Labelled, cifar10, mnist
 from experiments.experiment import Budget
 from experiments.fit import fit
 from experiments.measurement import Measurement
-from experiments.methods import KRON, SCALING, adam, annealed, cosine, low_rank, newton, sgd
+from experiments.methods import KRON, SCALING, adam, annealed, cosine, low_rank, psgd, sgd
 from experiments.problem import Problem, generator
 from experiments.problems.alexnet import EnergyNorm, alexnet
 from experiments.problems.batches import Batches
@@ -396,8 +396,8 @@ def test_rank_correlation_of_known_samples():
 @pytest.mark.parametrize(
     "build",
     [
-        newton(KRON, 0.01, penalty=1e-3),
-        newton(low_rank(2), annealed(0.1, 0.01, 5), init_scale=None, momentum=0.9),
+        psgd(KRON, 0.01, penalty=1e-3),
+        psgd(low_rank(2), annealed(0.1, 0.01, 5), init_scale=None, momentum=0.9),
         sgd(0.9),
         adam,
     ],

@@ -17,18 +17,16 @@ from experiments.problems.sequences import Addition, DelayedXOR, Sampling, Seque
 from experiments.register.sequence_methods import (
     DENSE,
     EQUILIBRATION,
+    FISHER,
     KRON,
     SCALING_AND_NORMALISATION,
     SPARSE_LU,
-    of_matrices,
-    psgd,
+    WHITENING,
     rmsprop,
     sgd,
 )
 from experiments.results import Results
 from experiments.training import Method, Race
-from psgd_optim.axis_plan import SCAW
-from psgd_optim.criteria import Fisher, GradientWhitening
 
 Network = Callable[[int, torch.Generator], torch.nn.Module]
 Make = Callable[[str, int, torch.device], Problem]
@@ -328,12 +326,9 @@ S0_2D = Experiment(
 )
 
 # ---- S1-6: gradients instead of Hessian-vector products
-_SCAW = of_matrices(SCAW)
 _FISHER = {
-    "P^2": Method(build=psgd(_SCAW, Fisher(damping=1e-3), update_first=True), rates=(0.02,)),
-    "P": Method(
-        build=psgd(_SCAW, GradientWhitening(damping=1e-3), update_first=True), rates=(0.02,)
-    ),
+    "P^2": Method(build=FISHER, rates=(0.02,)),
+    "P": Method(build=WHITENING, rates=(0.02,)),
 }
 S1_6 = Experiment(
     id="S1-6",
