@@ -21,7 +21,12 @@ from psgd_lm.tokens import Tokens
 from psgd_optim.tools.choices import config_to_dict
 from psgd_optim.tools.run_folder import first_difference
 from psgd_optim.tools.runtime import random_state, set_random_state
-from psgd_optim.tools.stepping import check_clipping, needs_closure, takes_pairs
+from psgd_optim.tools.stepping import (
+    check_clipping,
+    needs_closure,
+    needs_second_derivatives,
+    takes_pairs,
+)
 from psgd_optim.types import InputError
 
 
@@ -191,9 +196,7 @@ def _check(config: TrainConfig, model: LanguageModel, optimizer: torch.optim.Opt
             "Got --precision float16 with an optimizer that differentiates the loss itself, which "
             "its scaled gradients do not reach; give --precision bfloat16 or float32."
         )
-    source = getattr(getattr(optimizer, "criterion", None), "pairs", None)
-    is_exact = getattr(source, "differentiates_twice", False)
-    if config.precision == "bfloat16" and not is_exact:
+    if config.precision == "bfloat16" and not needs_second_derivatives(optimizer):
         raise InputError(
             "Got --precision bfloat16 with Hessian-vector products by finite differences, which "
             "its rounding hides; give --precision float32 or exact products."

@@ -260,25 +260,28 @@ def given_pairs(pair: tuple[Sequence[Tensor], Sequence[Tensor]], params: Sequenc
     return v, hv
 
 
-def check_closure(source: LossSource, closure: Callable[[], Any] | None) -> Callable[[], Any]:
+def check_closure(
+    source: LossSource, closure: Callable[[], Any] | None, owner: str = "PSGD"
+) -> Callable[[], Any]:
     """Return the closure of a step that differentiates the loss itself, where that can be done.
 
     Args:
         source: What differentiates it.
         closure: What the caller gave.
+        owner: The optimizer, for the message.
 
     Raises:
         TypeError: If there is none, or other processes would have to know.
     """
     if closure is None:
         raise TypeError(
-            f"PSGD with {type(source).__name__}() differentiates the loss itself; call "
+            f"{owner} with {type(source).__name__}() differentiates the loss itself; call "
             "step(closure) with a closure that returns the loss, without backward()."
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise TypeError(
-            f"PSGD with {type(source).__name__}() differentiates the loss on this process "
-            "alone, which DistributedDataParallel does not see; average gradients and H v over "
-            "the processes yourself and call step(pair=(v, hv)) with Newton(source=Given())."
+            f"{owner} with {type(source).__name__}() differentiates the loss on this process "
+            "alone, which DistributedDataParallel does not see; average gradients and H v over the "
+            "processes yourself and call PSGD.step(pair=(v, hv)) with Newton(source=Given())."
         )
     return closure

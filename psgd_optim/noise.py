@@ -15,6 +15,12 @@ def normal_like(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
 
 
+def signs_like(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return fair signs, -1 or 1 (Rademacher), of the shape, dtype and device of a tensor."""
+    coins = torch.randint(2, x.shape, generator=generator, device=x.device)
+    return coins.to(x.dtype).mul_(2).sub_(1)
+
+
 def coin(seed: int, step: int) -> float:
     """Return the gate's random number of a step, uniform in [0, 1)."""
     return _hash(seed, step, 0) / (_WORD + 1)

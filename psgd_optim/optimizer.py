@@ -160,6 +160,11 @@ class PSGD(torch.optim.Optimizer):
         return isinstance(self.criterion.pairs, LossSource)
 
     @property
+    def differentiates_twice(self) -> bool:
+        """Whether steps that fit `Q` need a second derivative of the loss."""
+        return getattr(self.criterion.pairs, "differentiates_twice", False)
+
+    @property
     def takes_pairs(self) -> bool:
         """Whether `step` needs a pair of the caller's where it fits `Q`."""
         return isinstance(self.criterion.pairs, Given)

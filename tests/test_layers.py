@@ -38,12 +38,12 @@ LAYERS = [
     {"forms.touched_rows"},
     {"curvature", "scope", "blocks", "decay", "fitting", "diagnostics"},
     {"criteria", "sparse_block", "state_io", "summary"},
-    {"row_step", "groups", "store"},
-    {"whole_step"},
-    {"runners"},
+    {"row_step", "groups", "store", "peers.layers", "peers.likelihoods", "peers.quasi_newton"},
+    {"whole_step", "peers.kronecker"},
+    {"runners", "peers.kbfgs", "peers.kfac"},
     {"block_step", "capture"},
     {"joint_step"},
-    {"optimizer"},
+    {"optimizer", "peers.equilibration", "peers.hessian_diagonal"},
     {"named", "config.forms", "config.criteria", "config.base"},
     {"config.psgd", "config.torch_optimizers", "config.peer"},
     {"config.registry"},
@@ -56,6 +56,7 @@ ANYWHERE = {
     "psgd_optim.factors",
     "psgd_optim.affine",
     "psgd_optim.config",
+    "psgd_optim.peers",
 }
 TOOLS = "psgd_optim.tools"
 

@@ -23,6 +23,7 @@ SHORT = {
     "sample_lm": "--tokens 5",
     "compare_forms": "--problems memory --candidates Diagonal --steps 2 --repeats 1",
     "bench_step": "--models mlp-64 --contenders adamw-fused psgd-long-diagonal --warmup 1",
+    "reproduce run": "--seeds 1 --steps 5",
     "train_rl": "--total-steps 256 --num-envs 2 --rollout-steps 64 --eval-episodes 2",
 }
 
@@ -49,8 +50,8 @@ def test_the_scripts_run_as_written(
         if name == "python":
             script = Path(args[0])
             assert script.parent == Path("scripts")
-            key = f"{script.stem} {args[1]}" if script.stem == "compare" else script.stem
-            short = shlex.split(SHORT.get(key, ""))
+            whole = " ".join([script.stem, *args[1:2]])
+            short = shlex.split(SHORT.get(whole, SHORT.get(script.stem, "")))
             importlib.import_module(script.stem).main([*args[1:], *short])
             assert capsys.readouterr().out.strip()
             ran.append(script.stem)

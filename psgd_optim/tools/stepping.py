@@ -25,11 +25,15 @@ def takes_pairs(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "takes_pairs", False))
 
 
+def needs_second_derivatives(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether any step of the optimizer differentiates the loss twice."""
+    return bool(getattr(optimizer, "differentiates_twice", False))
+
+
 def differentiates_twice(optimizer: torch.optim.Optimizer) -> bool:
     """Whether the next step differentiates the loss twice, which few fused kernels allow."""
-    source = getattr(getattr(optimizer, "criterion", None), "pairs", None)
-    is_exact = bool(getattr(source, "differentiates_twice", False))
-    return is_exact and bool(getattr(optimizer, "fits_next", True))
+    # Without `fits_next` to say otherwise, every step does what any of them does.
+    return needs_second_derivatives(optimizer) and bool(getattr(optimizer, "fits_next", True))
 
 
 def check_clipping(optimizer: torch.optim.Optimizer, max_norm: float, flag: str) -> None:

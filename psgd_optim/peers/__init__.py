@@ -1,0 +1,26 @@
+"""Second-order optimizers of other papers, to compare `PSGD` with.
+
+ESGD and Jacobi SGD divide the gradient by estimates from Hessian-vector products; K-BFGS, K-BFGS(L)
+and KFAC precondition every layer of a model by a Kronecker product. Distributions for KFAC's
+sampled targets are in `peers.likelihoods`.
+"""
+
+from psgd_optim.peers.equilibration import ESGD, JacobiSGD
+from psgd_optim.peers.hessian_diagonal import (
+    HessianDiagonal,
+    cosine_distance,
+    estimate_hessian_diagonal,
+)
+from psgd_optim.peers.kbfgs import KBFGS, KBFGSL
+from psgd_optim.peers.kfac import KFAC
+
+__all__ = [
+    "ESGD",
+    "KBFGS",
+    "KBFGSL",
+    "KFAC",
+    "HessianDiagonal",
+    "JacobiSGD",
+    "cosine_distance",
+    "estimate_hessian_diagonal",
+]

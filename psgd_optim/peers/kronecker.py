@@ -1,0 +1,219 @@
+"""What the methods share that precondition layers by `H_g (gradient) H_a`.
+
+Shape legend: `M` outputs and `n` inputs of a layer, the constant 1 of a bias included.
+"""
+
+import abc
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from psgd_optim.derivatives import Closure
+from psgd_optim.peers.layers import Layer, Pass, layers_of
+from psgd_optim.types import InputError, State
+
+
+class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
+    """An optimizer of a model's layers with one Kronecker product per layer; subclasses are final.
+
+    State is kept with every layer's first parameter, its weight.
+
+    Args:
+        model: Of `nn.Linear` and `nn.Conv2d` layers, and modules without parameters.
+        lr: Step size.
+        settings: Numbers of the parameter group: `damping`, `beta`, `weight_decay` and others.
+        layout: What tells this optimizer from others of its class, for loads.
+
+    Raises:
+        InputError: If a number is outside its range, or the model has other parameters.
+    """
+
+    needs_closure = True
+    """Whether `step` needs a closure that returns the loss: always."""
+
+    def __init__(
+        self, model: nn.Module, lr: float, settings: Mapping[str, float], layout: str
+    ) -> None:
+        self._layers = layers_of(model)
+        numbers: dict[str, Any] = {"lr": lr, **settings}
+        _check(numbers)
+        lines = [layout, *(f"{layer.name} {list(layer.shape)}" for layer in self._layers)]
+        # Not state: torch turns integers of the state into floating-point numbers.
+        counters = {"step": 0, "warm_batches": 0, "layout": lines}
+        params = [p for layer in self._layers for p in layer.parameters]
+        super().__init__(params, {**numbers, **counters})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take torch's own first group.
+
+        Args:
+            param_group: As in torch.
+
+        Raises:
+            InputError: After construction.
+        """
+        if self.param_groups:
+            raise InputError("Got another parameter group; give all layers in one model.")
+        super().add_param_group(param_group)
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return self.param_groups[0]
+
+    def _state(self, layer: Layer) -> State:
+        """Return a layer's state, made at the first call."""
+        weight = layer.module.weight
+        state: State = self.state[weight]
+        if not state:
+            size, inputs = layer.shape
+            state["gradient"] = weight.new_zeros(size, inputs)
+            state.update(self._initial(weight.new_zeros(size), weight.new_zeros(inputs)))
+        return state
+
+    @abc.abstractmethod
+    def _initial(self, outputs: Tensor, inputs: Tensor) -> State:
+        """Return a layer's fresh state besides the gradient's average.
+
+        Args:
+            outputs: (M,), zeros.
+            inputs: (n,), zeros.
+        """
+
+    @abc.abstractmethod
+    def _warm_moments(self, closure: Closure) -> Iterable[tuple[Layer, State]]:
+        """Return every layer with the moments of one mini-batch, by the names of their averages."""
+
+    @torch.no_grad()
+    def warm_start(self, closures: Iterable[Closure]) -> None:
+        """Average moments over a pass through the training set, before the first step.
+
+        Without it the first mini-batch takes the place of the pass.
+
+        Args:
+            closures: One for every mini-batch, as for `step`.
+
+        Raises:
+            InputError: If a step has been taken, or there is no closure.
+        """
+        if self._settings["step"]:
+            raise InputError("Got a warm start after a step; give it before the first one.")
+        for closure in closures:
+            self._settings["warm_batches"] += 1
+            weight = 1 / self._settings["warm_batches"]
+            for layer, moments in self._warm_moments(closure):
+                state = self._state(layer)
+                for name, moment in moments.items():
+                    state[name].lerp_(moment, weight)
+        if not self._settings["warm_batches"]:
+            raise InputError("Got a warm start without mini-batches; give one closure for each.")
+
+    def _fold(self, state: State, moments: State) -> None:
+        """Take the moments of a step into their averages.
+
+        The first step takes them as they are, or not at all if its mini-batch was in a warm start.
+        """
+        first = self._settings["step"] == 0
+        if first and self._settings["warm_batches"]:
+            return
+        for name, moment in moments.items():
+            state[name].lerp_(moment, 1.0 if first else 1 - self._settings["beta"])
+
+    def _fold_gradient(self, layer: Layer, taken: Pass) -> Tensor:
+        """Take the gradient, decay included, into its average (M, n), and return that."""
+        decay = self._settings["weight_decay"]
+        weights = layer.matrix(layer.parameters)
+        average = self._state(layer)["gradient"]
+        return average.lerp_(
+            taken.gradients[layer].add(weights, alpha=decay), 1 - self._settings["beta"]
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 -- torch's
+        """Take one step.
+
+        Args:
+            closure: Returns the mean loss over the samples of a mini-batch, always the same one,
+                without calling `backward`. Gradients in `grad` are neither read nor written.
+
+        Returns:
+            0-D, the loss before the step.
+
+        Raises:
+            TypeError: If there is no closure.
+            InputError: If the closure does not use every layer once, on a mini-batch.
+        """
+        if closure is None:
+            raise TypeError(
+                f"{type(self).__name__} differentiates the loss itself; call step(closure) with a "
+                "closure that returns the loss, without backward()."
+            )
+        loss = self._take_step(closure)
+        self._settings["step"] += 1
+        return loss
+
+    @abc.abstractmethod
+    def _take_step(self, closure: Closure) -> Tensor:
+        """Take one step, and return the loss before it."""
+
+    @torch.no_grad()
+    def reset_momentum(self) -> None:
+        """Empty the gradient averages; the preconditioners stay as they are."""
+        for layer in self._layers:
+            self._state(layer)["gradient"].zero_()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned, bit for bit.
+
+        Args:
+            state_dict: Of an optimizer of the same class and of a model with the same layers.
+
+        Raises:
+            InputError: If it is of another one; nothing has changed then.
+        """
+        mine = self._settings["layout"]
+        theirs = state_dict["param_groups"][0].get("layout", ["another optimizer"])
+        if theirs != mine:
+            raise InputError(
+                f"Got the state of {_difference(theirs, mine)}, where this optimizer has "
+                f"{_difference(mine, theirs)}; build optimizer and model as they were."
+            )
+        super().load_state_dict(state_dict)
+        for state in self.state.values():  # steps write into it, and torch made no copy
+            state.update({name: x.clone() for name, x in state.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: x for name, x in vars(self).items() if name in self._kept()}
+        return {**super().__getstate__(), **own}
+
+    def _kept(self) -> Sequence[str]:
+        """Return the names of the attributes that a copy needs, torch's own apart."""
+        return ("_layers",)
+
+
+def _check(numbers: Mapping[str, Any]) -> None:
+    """Refuse numbers outside their range."""
+    for name, x in numbers.items():
+        if name == "damping":
+            is_good, range_told = 0 < x < math.inf, "above 0"
+        elif name.endswith("beta"):
+            is_good, range_told = 0 <= x < 1, "in [0, 1)"
+        else:
+            is_good, range_told = 0 <= x < math.inf, "of at least 0"
+        if not is_good:
+            raise InputError(f"Got {name} {x}; give a number {range_told}.")
+
+
+def _difference(these: Sequence[str], those: Sequence[str]) -> str:
+    """Return the first line that differs."""
+    return next((a for a, b in zip(these, those, strict=False) if a != b), f"{len(these)} lines")
+
+
+def damped_inverse(moment: Tensor, damping: float) -> Tensor:
+    """Return `(A + damping I)^-1` of a positive semi-definite matrix (n, n)."""
+    eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
+    root: Tensor = torch.linalg.cholesky(moment + damping * eye)
+    return torch.cholesky_inverse(root)

@@ -1,0 +1,35 @@
+"""Losses of a model against targets drawn from its own distribution, for Fisher matrices.
+
+Each takes the model's outputs (m, ...) with their graph and a generator, and returns the mean over
+samples of the negative logarithm of the likelihood, but for a constant.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from psgd_optim.noise import normal_like
+
+SampledLoss = Callable[[Tensor, torch.Generator], Tensor]
+"""The mean loss of outputs (m, ...) against targets that it draws."""
+
+
+def bernoulli(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss of independent binary targets, summed over a sample's features."""
+    targets = torch.bernoulli(logits.detach().sigmoid(), generator=generator)
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+    return loss / len(logits)
+
+
+def normal(means: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the loss of normal targets of variance 1, half the squared errors of a sample."""
+    targets = means.detach() + normal_like(means, generator)
+    return 0.5 * (means - targets).square().sum() / len(means)
+
+
+def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the cross entropy of one class per sample; logits are (m, classes)."""
+    targets = torch.multinomial(logits.detach().softmax(dim=1), 1, generator=generator)
+    return F.cross_entropy(logits, targets.squeeze(1))

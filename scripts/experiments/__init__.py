@@ -1,0 +1,1 @@
+"""The papers' experiments: problems, the methods that race on them, and what counts as success."""

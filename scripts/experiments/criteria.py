@@ -1,0 +1,83 @@
+"""The criteria that experiments share: orderings, bounds, and how often a problem was solved."""
+
+import operator
+from collections.abc import Callable, Sequence
+
+from experiments.experiment import Criterion, Finding
+from experiments.results import Results
+
+
+def below(
+    better: str, worse: str, figure: str, *, factor: float = 1.0, case: str = ""
+) -> Criterion:
+    """Return that a method's mean is below a factor of another's."""
+
+    def check(results: Results) -> Finding:
+        ours, theirs = (results.mean(name, figure, case) for name in (better, worse))
+        return Finding(ours < factor * theirs, f"{ours:.4g} against {theirs:.4g}")
+
+    times = "" if factor == 1 else f"{factor:g} times "
+    return Criterion(f"{_at(case)}{figure} of {better} below {times}that of {worse}", check)
+
+
+def ordered(methods: Sequence[str], figure: str, *, case: str = "") -> Criterion:
+    """Return that the methods' means rise in the order given."""
+
+    def check(results: Results) -> Finding:
+        means = [results.mean(name, figure, case) for name in methods]
+        rises = all(map(operator.lt, means, means[1:]))
+        told = ", ".join(f"{n} {m:.3g}" for n, m in zip(methods, means, strict=True))
+        return Finding(rises, told)
+
+    return Criterion(f"{_at(case)}{figure} rises: {' < '.join(methods)}", check)
+
+
+def at_most(method: str, figure: str, bound: float, *, case: str = "") -> Criterion:
+    """Return that a method's mean is at most a number."""
+    return _bounded(method, figure, bound, case, operator.le, "at most")
+
+
+def at_least(method: str, figure: str, bound: float, *, case: str = "") -> Criterion:
+    """Return that a method's mean is at least a number."""
+    return _bounded(method, figure, bound, case, operator.ge, "at least")
+
+
+def solves(method: str, at_least: int, of: int, *, case: str = "") -> Criterion:
+    """Return that a method solves the problem with so many of the seeds."""
+
+    def check(results: Results) -> Finding:
+        solved = results.values(method, "solved", case)
+        count = sum(value == 1.0 for value in solved)
+        return Finding(count >= at_least and len(solved) >= of, f"{count} of {len(solved)}")
+
+    return Criterion(f"{_at(case)}{method} solves it with {at_least} of {of} seeds", check)
+
+
+def never_solves(method: str, *, case: str = "") -> Criterion:
+    """Return that a method solves the problem with no seed."""
+
+    def check(results: Results) -> Finding:
+        solved = results.values(method, "solved", case)
+        count = sum(value == 1.0 for value in solved)
+        return Finding(count == 0 and bool(solved), f"{count} of {len(solved)}")
+
+    return Criterion(f"{_at(case)}{method} solves it with no seed", check)
+
+
+def _bounded(
+    method: str,
+    figure: str,
+    bound: float,
+    case: str,
+    compare: Callable[[float, float], bool],
+    words: str,
+) -> Criterion:
+    def check(results: Results) -> Finding:
+        mean = results.mean(method, figure, case)
+        return Finding(compare(mean, bound), f"{mean:.4g}")
+
+    return Criterion(f"{_at(case)}{figure} of {method} {words} {bound:g}", check)
+
+
+def _at(case: str) -> str:
+    return f"{case}: " if case else ""

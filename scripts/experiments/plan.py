@@ -1,0 +1,99 @@
+"""Which runs a study takes: every rate with the first seed, then the best ones with the others."""
+
+import abc
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from experiments.experiment import Criterion, Finding
+from experiments.results import Key, Results
+
+NO_OP, RANDOM_STEP = "no step (control)", "random steps (control)"
+CONTROLS = (NO_OP, RANDOM_STEP)
+RANDOM_SIZE = 1e-2
+"""Root mean square of what a step of the random control adds to a parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest(abc.ABC):
+    """Methods that race; two controls run along, which must not look good.
+
+    One control takes no step, the other random ones.
+    """
+
+    steps: int
+    seeds: int
+    target: str
+    """The figure that says how good a run is; less is better."""
+    columns: Mapping[str, str]
+    """Figures for the table, with their headings."""
+    cases: tuple[str, ...] = ("",)
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Methods of a case, where not all of them run in it."""
+    steps_of: Mapping[str, int] = field(default_factory=dict)
+    """Steps of a case, where not all have the same."""
+
+    @property
+    @abc.abstractmethod
+    def rates(self) -> Mapping[str, Sequence[float]]:
+        """Learning rates to try by method, the first the method's own default."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Methods and controls."""
+        return (*self.rates, *CONTROLS)
+
+    def default_rate(self, label: str) -> float | None:
+        """Return the first of a method's rates."""
+        return self.rates[label][0] if label in self.rates else None
+
+    def next_keys(self, results: Results) -> Sequence[Key]:
+        """Return what is to be run next: first all trials, then other seeds of the best rates."""
+        trials = [
+            Key(case, name, rate, 0, self._steps(case))
+            for case in self.cases
+            for name, rates in self._entrants(case).items()
+            for rate in rates
+        ]
+        missing = [key for key in trials if key not in results]
+        if missing:
+            return missing
+        others = [
+            Key(case, name, results.best_rate(name, case), seed, self._steps(case))
+            for case in self.cases
+            for name in self._methods(case)
+            for seed in range(1, self.seeds)
+        ]
+        return [key for key in others if key not in results]
+
+    def criteria(self) -> Sequence[Criterion]:
+        """Return that the controls fail."""
+        return (Criterion("both controls are worse than the best method", self._controls_fail),)
+
+    def _controls_fail(self, results: Results) -> Finding:
+        """Whether, in every case, some method ends below both controls with their seed."""
+        told = ""
+        for case in self.cases:
+            ours = self._first(results, self._methods(case), case)
+            control = self._first(results, CONTROLS, case)
+            if not told or not ours < control:
+                told = f"{case + ': ' if case else ''}best {ours:.3g}, controls {control:.3g}"
+            if not ours < control:
+                return Finding(holds=False, evidence=told)
+        return Finding(holds=True, evidence=told)
+
+    def _first(self, results: Results, names: Sequence[str], case: str) -> float:
+        """Return the lowest target of some methods with the first seed."""
+        return min((results.values(n, self.target, case)[0] for n in names), default=math.inf)
+
+    def _methods(self, case: str) -> Sequence[str]:
+        return [name for name in self.rates if name in self.only.get(case, self.rates)]
+
+    def _entrants(self, case: str) -> Mapping[str, Sequence[float | None]]:
+        entrants: dict[str, Sequence[float | None]] = {
+            name: self.rates[name] for name in self._methods(case)
+        }
+        return {**entrants, **dict.fromkeys(CONTROLS, (None,))}
+
+    def _steps(self, case: str) -> int:
+        return self.steps_of.get(case, self.steps)

@@ -1,0 +1,158 @@
+"""S2-17 to S2-19: how long a delay the XOR may have, and with which rank of `Q`."""
+
+from collections.abc import Mapping
+
+import torch
+
+from experiments.criteria import never_solves, solves
+from experiments.experiment import Budget, Criterion, Experiment, Finding
+from experiments.problem import Problem
+from experiments.problems.recurrent_networks import cell_input_lstm, vanilla
+from experiments.problems.sequences import DelayedXOR, Sampling
+from experiments.register.sequence_methods import DENSE, adam, low_rank, sgd
+from experiments.register.sequences import problem_of
+from experiments.results import Results
+from experiments.training import Method, Race
+
+NETWORKS = {"RNN": vanilla, "LSTM": cell_input_lstm}
+LENGTHS = (32, 55, 64, 112)
+HIDDEN, BATCH, SOLVED = 30, 128, 0.1
+COLUMNS = {"solved": "solved", "loss": "final loss", "steps": "iterations"}
+PSGD_NAME = "PSGD low rank"
+RANKS = (0, 1, 2, 5, 10)
+
+
+def _make(case: str, seed: int, device: torch.device) -> Problem:
+    """Draw the problem of a case such as `RNN, T=32`."""
+    network, length = case.split(", T=")
+    sampling = Sampling(task=DelayedXOR(int(length)), batch=BATCH)
+    return problem_of(NETWORKS[network], HIDDEN, sampling, seed, device)
+
+
+def _race(
+    methods: dict[str, Method],
+    steps: int,
+    seeds: int,
+    cases: tuple[str, ...],
+    evaluate_every: int = 100,
+    steps_of: Mapping[str, int] | None = None,
+) -> Race:
+    return Race(
+        make=_make,
+        methods=methods,
+        steps=steps,
+        seeds=seeds,
+        target="loss",
+        columns=COLUMNS,
+        cases=cases,
+        evaluate_every=evaluate_every,
+        solved=SOLVED,
+        steps_of=steps_of or {},
+    )
+
+
+def _solves_more(rich: str, poor: str, by: float, case: str) -> Criterion:
+    """Return that a method solves a larger share of the seeds than another, by so much."""
+
+    def check(results: Results) -> Finding:
+        ours, theirs = (
+            [value == 1.0 for value in results.values(name, "solved", case)]
+            for name in (rich, poor)
+        )
+        gain = sum(ours) / max(len(ours), 1) - sum(theirs) / max(len(theirs), 1)
+        told = f"{sum(ours)} of {len(ours)} against {sum(theirs)} of {len(theirs)}"
+        return Finding(gain >= by, told)
+
+    return Criterion(f"{rich} solves it more often than {poor}, by {by:.0%} of the runs", check)
+
+
+_LOW_RANK = Method(build=low_rank(10), rates=(0.01,))
+_FIRST_ORDER = {"SGD": sgd(0.1, 0.01), "Adam": adam(1e-3, 1e-2)}
+_METHODS = {PSGD_NAME: _LOW_RANK, **_FIRST_ORDER}
+_RNN_CASES = tuple(f"RNN, T={length}" for length in LENGTHS)
+# A step of the LSTM takes some four times as long.
+_LSTM_CASES, LSTM_STEPS = ("LSTM, T=32", "LSTM, T=55"), 30_000
+
+S2_17 = Experiment(
+    id="S2-17",
+    title="Delayed XOR at four lengths, RNN and LSTM",
+    claim="PSGD of rank 10 solves all with every seed; SGD and the Adam-like methods solve T = 32 "
+    "alone.",
+    budgets={
+        "quick": Budget(
+            setting="RNN, T = 12 of 32 to 112, at most 4 000 of 100 000 iterations, two seeds.",
+            study=_race(_METHODS, 4000, 2, ("RNN, T=12",)),
+            criteria=(solves(PSGD_NAME, at_least=1, of=2, case="RNN, T=12"),),
+            minutes=1.5,
+        ),
+        "full": Budget(
+            setting="RNN as in the paper; LSTM at T = 32 and 55 for 30 000 of 100 000 iterations; "
+            "5 of 10 seeds, two of seven rivals.",
+            study=_race(
+                _METHODS,
+                100_000,
+                5,
+                (*_RNN_CASES, *_LSTM_CASES),
+                evaluate_every=250,
+                steps_of=dict.fromkeys(_LSTM_CASES, LSTM_STEPS),
+            ),
+            criteria=(
+                *(
+                    solves(PSGD_NAME, at_least=4, of=5, case=f"RNN, T={length}")
+                    for length in (32, 55, 64)
+                ),
+                solves(PSGD_NAME, at_least=4, of=5, case="LSTM, T=32"),
+                never_solves("SGD", case="RNN, T=55"),
+            ),
+            minutes=600,
+        ),
+    },
+)
+
+S2_18 = Experiment(
+    id="S2-18",
+    title="Rank of the preconditioner on delayed XOR",
+    claim="Ranks 0, 1, 2, 5 and 10 solve it in .1, .4, .8, 1 and 1 of the runs.",
+    budgets={
+        name: Budget(
+            setting=f"RNN, T = {length}, {seeds} seeds, at most {steps} iterations; the paper does "
+            "not say which T.",
+            study=_race(
+                {f"rank {r}": Method(build=low_rank(r), rates=(0.01,)) for r in ranks},
+                steps,
+                seeds,
+                (f"RNN, T={length}",),
+            ),
+            criteria=(_solves_more("rank 10", "rank 0", 0.5, f"RNN, T={length}"),),
+            minutes=minutes,
+        )
+        for name, length, ranks, steps, seeds, minutes in (
+            ("quick", 12, (0, 10), 4000, 2, 1.5),
+            ("full", 32, RANKS, 40_000, 5, 120),
+        )
+    },
+)
+
+_DENSE = {"PSGD dense": Method(build=DENSE, rates=(0.01,))}
+S2_19 = Experiment(
+    id="S2-19",
+    title="Delayed XOR beyond 128 with a dense preconditioner",
+    claim="Full-rank PSGD solves the XOR problem with an RNN past a delay of 128.",
+    budgets={
+        "quick": Budget(
+            setting="RNN, T = 16 of 128, at most 6 000 iterations.",
+            study=_race(_DENSE, 6000, 1, ("RNN, T=16",)),
+            criteria=(solves("PSGD dense", at_least=1, of=1, case="RNN, T=16"),),
+            minutes=1.5,
+        ),
+        "full": Budget(
+            setting="RNN, T = 128, at most 100 000 iterations, three seeds.",
+            is_faithful=True,
+            study=_race(_DENSE, 100_000, 3, ("RNN, T=128",), evaluate_every=250),
+            criteria=(solves("PSGD dense", at_least=1, of=3, case="RNN, T=128"),),
+            minutes=90,
+        ),
+    },
+)
+
+EXPERIMENTS = (S2_17, S2_18, S2_19)

@@ -1,0 +1,136 @@
+"""S2-20, S2-21: logistic regression on the outer products of MNIST's pixels."""
+
+import functools
+
+import torch
+
+from experiments.criteria import below
+from experiments.data import mnist
+from experiments.experiment import Budget, Experiment
+from experiments.methods import X_MATRICES, annealed, low_rank, newton, sgd
+from experiments.problem import Problem
+from experiments.problems.images import Classification, Task, to_unit
+from experiments.problems.logistic import LimitedMemoryBFGS, QuadraticLogits, halved, redraw
+from experiments.training import Method, Race, falling
+
+BATCH = 500
+_PAPER = "Curvature-informed SGD via general purpose Lie-group preconditioners"
+_LARGE = "28"
+"""The case of the paper: 6,154,400 weights."""
+_COLUMNS = {"loss": "training loss", "error": "test error, %"}
+_LRA, _XMAT, _SGD, _BFGS = "PSGD LRA 10", "PSGD X-matrix", "SGD", "LM-BFGS"
+
+
+def make(count: int, case: str, seed: int, device: torch.device) -> Problem:
+    """Draw the regression of a case on the first so many of the images.
+
+    A case is the edge length of the images, and whether their pixels are drawn anew.
+    """
+    edge, _, noise = case.partition(" ")
+    model = QuadraticLogits(int(edge) ** 2)
+    task = Task(
+        train=mnist("train").take(slice(count)),
+        test=mnist("t10k"),
+        batch_size=BATCH,
+        scale=halved if edge == "14" else to_unit,
+        augment=redraw if noise else None,
+    )
+    return Classification(model, task, seed, device)
+
+
+def _bfgs(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+    return LimitedMemoryBFGS(problem.parameters, lr, max_iter=10, history_size=10)
+
+
+def _race(
+    names: tuple[str, ...],
+    cases: tuple[str, ...],
+    seeds: int = 1,
+    *,
+    count: int = 60000,
+    epochs: int = 20,
+    lr: float = 0.05,
+) -> Race:
+    steps = epochs * count // BATCH
+    falls = falling(0.01)
+    fits = annealed(0.1, 0.01, steps)
+    methods = {
+        _SGD: Method(build=sgd(), rates=(0.5,), schedule=falls),
+        _BFGS: Method(build=_bfgs, rates=(0.1,), schedule=falls),
+        _LRA: Method(build=newton(low_rank(10), fits), rates=(lr,), schedule=falls),
+        _XMAT: Method(build=newton(X_MATRICES, fits), rates=(lr,), schedule=falls),
+    }
+    return Race(
+        make=functools.partial(make, count),
+        methods={name: methods[name] for name in names},
+        cases=cases,
+        only={_LARGE: (_SGD, _LRA)},
+        steps=steps,
+        seeds=seeds,
+        target="loss",
+        columns=_COLUMNS,
+    )
+
+
+EXPERIMENTS = (
+    Experiment(
+        id="S2-20",
+        title="Logistic regression with six million weights",
+        claim=(
+            "Test error: SGD 2.37 %, LM-BFGS 2.09, PSGD 1.98; training loss: SGD 1.2e-2, PSGD 8e-4."
+        ),
+        data=("mnist",),
+        budgets={
+            "quick": Budget(
+                setting=(
+                    "Images of 14 x 14, 386,120 weights; 12,000 images, 8 epochs instead of 20, "
+                    "one seed, and steps of 0.1 instead of 0.05 for PSGD."
+                ),
+                minutes=1.1,
+                study=_race((_SGD, _LRA), ("14",), count=12000, epochs=8, lr=0.1),
+                criteria=(below(_LRA, _SGD, "loss", factor=0.25, case="14"),),
+            ),
+            "full": Budget(
+                setting=(
+                    "As in the paper, with one seed instead of ten; LM-BFGS on images of 14 x 14 "
+                    "alone, where the others run too."
+                ),
+                is_faithful=True,
+                minutes=230.0,
+                study=_race((_SGD, _BFGS, _LRA), ("14", _LARGE)),
+                criteria=(
+                    below(_LRA, _SGD, "loss", factor=0.25, case=_LARGE),
+                    below(_LRA, _SGD, "error", case=_LARGE),
+                ),
+            ),
+        },
+    ),
+    Experiment(
+        id="S2-21",
+        title="The same with pixels drawn anew",
+        claim="Training loss: PSGD .01, AdaBelief .015, LM-BFGS .04, SGD .13 to .2, AdaHessian .9.",
+        data=("mnist",),
+        budgets={
+            "quick": Budget(
+                setting="As S2-20's; the loss is that of the images as they are.",
+                minutes=1.5,
+                study=_race((_SGD, _LRA, _XMAT), ("14 redrawn",), count=12000, epochs=8, lr=0.1),
+                criteria=(
+                    below(_LRA, _SGD, "loss", case="14 redrawn"),
+                    below(_XMAT, _SGD, "loss", case="14 redrawn"),
+                ),
+            ),
+            "full": Budget(
+                setting="Images of 14 x 14; 20 epochs as in the paper, and three seeds.",
+                minutes=75.0,
+                study=_race((_SGD, _BFGS, _LRA, _XMAT), ("14 redrawn",), seeds=3),
+                criteria=(
+                    below(_LRA, _SGD, "loss", case="14 redrawn"),
+                    below(_XMAT, _SGD, "loss", case="14 redrawn"),
+                    below(_LRA, _BFGS, "loss", case="14 redrawn"),
+                ),
+            ),
+        },
+        obstacle="AdaBelief and AdaHessian are not among our optimizers.",
+    ),
+)

@@ -1,0 +1,149 @@
+"""What runs came to: one JSON line per run, appended as it ends, and read back."""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from psgd_optim.types import InputError
+
+FINISHED, DIVERGED = "finished", "diverged"
+Curve = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which run."""
+
+    case: str
+    """What varies beside the method, such as `T=55`; empty where nothing does."""
+    method: str
+    rate: float | None
+    """The learning rate; None where there is none."""
+    seed: int
+    steps: int
+    """The most steps it may take; 0 for a measurement."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run came to."""
+
+    figures: Mapping[str, float]
+    status: str = FINISHED
+    """`finished`, or `diverged` if the loss left the numbers."""
+    curve: Curve = ()
+    """(step, target figure)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run and what it came to, as it is stored."""
+
+    key: Key
+    outcome: Outcome
+    seconds: float
+    """Of processor time."""
+    source: Mapping[str, str | None] = field(default_factory=dict)
+    """The command, the commit and the versions that it was made with."""
+
+
+class Results:
+    """The runs of one experiment.
+
+    Args:
+        records: In the order in which they were made; of two of one run the later counts.
+        target: The figure that says which rate is best; less is better.
+    """
+
+    def __init__(self, records: Sequence[Record], target: str) -> None:
+        self._by_key = {record.key: record for record in records}
+        self.target = target
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._by_key
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """All runs."""
+        return list(self._by_key.values())
+
+    def cases(self) -> list[str]:
+        """Return the cases that were run, in their order."""
+        return list(dict.fromkeys(key.case for key in self._by_key))
+
+    def of(self, method: str, case: str = "", rate: float | None = None) -> list[Record]:
+        """Return a method's runs by seed: at a rate, or at its best one."""
+        found = [r for k, r in self._by_key.items() if (k.method, k.case) == (method, case)]
+        best = self._best(found) if rate is None else rate
+        return sorted((r for r in found if r.key.rate == best), key=lambda r: r.key.seed)
+
+    def values(self, method: str, figure: str, case: str = "") -> list[float]:
+        """Return a figure of a method's best rate, by seed; infinite where a run diverged."""
+        return [value_of(record, figure) for record in self.of(method, case)]
+
+    def mean(self, method: str, figure: str, case: str = "") -> float:
+        """Return the mean of `values`; not a number where there are none."""
+        values = self.values(method, figure, case)
+        return statistics.fmean(values) if values else math.nan
+
+    def best_rate(self, method: str, case: str = "") -> float | None:
+        """Return the rate with the lowest target at the first seed."""
+        return self._best([
+            r for k, r in self._by_key.items() if (k.method, k.case) == (method, case)
+        ])
+
+    def _best(self, found: Sequence[Record]) -> float | None:
+        # All rates were tried with the first seed, and only the best one with others.
+        first = min((r.key.seed for r in found), default=0)
+        trials = [r for r in found if r.key.seed == first]
+        return min(trials, key=lambda r: value_of(r, self.target)).key.rate if trials else None
+
+
+def value_of(record: Record, figure: str) -> float:
+    """Return a run's figure; infinite if the run diverged or has no number for it."""
+    if record.outcome.status == DIVERGED:
+        return math.inf
+    value = record.outcome.figures.get(figure, math.nan)
+    return math.inf if math.isnan(value) else value
+
+
+def append(path: Path, record: Record) -> None:
+    """Add a run to a file; what a kill leaves of a line is dropped when it is read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(asdict(record), allow_nan=False, sort_keys=True)
+    # One write to a file opened for appending: lines of several processes do not mix.
+    with path.open("ab") as file:
+        file.write(line.encode() + b"\n")
+
+
+def read(path: Path, target: str) -> Results:
+    """Return the runs of a file; none if there is no file.
+
+    Args:
+        path: A file that `append` wrote.
+        target: As for `Results`.
+
+    Raises:
+        InputError: If a line but the last is damaged.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            stored = json.loads(line)
+            records.append(
+                Record(
+                    Key(**stored["key"]),
+                    Outcome(**stored["outcome"]),
+                    stored["seconds"],
+                    stored["source"],
+                )
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # cut off by a kill: that run is done again
+            raise InputError(f"Line {number} of {path} is damaged; delete it.") from error
+    return Results(records, target)

@@ -1,0 +1,192 @@
+"""Doing the runs of an experiment, one by one or several at a time; resumable after a kill."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from experiments.experiment import Budget, Experiment, Study
+from experiments.pool import pool
+from experiments.problem import Problem
+from experiments.register import EXPERIMENTS
+from experiments.results import Key, Record, Results, append, read
+from experiments.training import Method, Race
+from psgd_optim.config import OPTIMIZERS, OptimizerConfig, build
+from psgd_optim.tools.names import closest
+from psgd_optim.tools.runtime import Interrupt, torch_threads
+from psgd_optim.tools.source import commit, versions
+from psgd_optim.types import InputError
+
+QUICK = "quick"
+BUDGETS = (QUICK, "full")
+POLL_SECONDS = 0.5
+"""Between two looks for an interruption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """How a study differs from the registered one; its verdict is then nobody's."""
+
+    optimizers: tuple[str, ...] = ()
+    """Methods of the experiment, or optimizers of train_lm.py at their own learning rate; none
+    for all of the experiment's."""
+    seeds: int | None = None
+    """Draws of the problem."""
+    steps: int | None = None
+    """Most steps of a run."""
+
+    def apply(self, budget: Budget) -> Budget:
+        """Return the budget with the changes.
+
+        Raises:
+            InputError: If an optimizer is not known, or the study has nothing to change.
+        """
+        if self == Changes():
+            return budget
+        study = budget.study
+        if not isinstance(study, Race):
+            raise InputError(
+                "Got --optimizers, --seeds or --steps for a measurement, which has fixed parts; "
+                "leave them away."
+            )
+        if self.optimizers:
+            methods = {name: _method(name, study) for name in self.optimizers}
+            study = replace(study, methods=methods, only={})
+        if self.seeds is not None:
+            study = replace(study, seeds=_positive("--seeds", self.seeds))
+        if self.steps is not None:
+            study = replace(study, steps=_positive("--steps", self.steps), steps_of={})
+        return replace(budget, study=study, criteria=())
+
+
+def experiment_of(name: str) -> Experiment:
+    """Return an experiment by its id.
+
+    Raises:
+        InputError: If there is none.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"There is no experiment {name!r}; {closest(name, list(EXPERIMENTS))}")
+    return EXPERIMENTS[name]
+
+
+def budget_of(experiment: Experiment, name: str) -> Budget:
+    """Return a budget by its name.
+
+    Raises:
+        InputError: If the experiment has no such budget.
+    """
+    if not experiment.budgets:
+        raise InputError(f"{experiment.id} cannot be run here: {experiment.obstacle}")
+    if name not in experiment.budgets:
+        known = " or ".join(experiment.budgets)
+        raise InputError(f"{experiment.id} has no budget {name!r}; give --budget {known}.")
+    return experiment.budgets[name]
+
+
+def records_path(folder: Path, experiment: str, budget: str) -> Path:
+    """Return the file with the runs of an experiment."""
+    return folder / f"{experiment}.{budget}.jsonl"
+
+
+def run_all(
+    asked: Sequence[tuple[str, str]],
+    changes: Changes,
+    folder: Path,
+    *,
+    workers: int,
+    device: torch.device,
+    command: str,
+    interrupt: Interrupt,
+    tell: Callable[[str], None],
+) -> bool:
+    """Do all runs that are still to be done, of several experiments side by side.
+
+    Args:
+        asked: Experiments and budgets by name.
+        changes: To each of them.
+        folder: Where the records are, and go.
+        workers: Runs at a time.
+        device: Where they compute.
+        command: What started them, for the records.
+        interrupt: Stops the runs; those that have ended are kept.
+        tell: Takes a line on every experiment that is complete.
+
+    Returns:
+        Whether all came to their end.
+    """
+    source = {"command": command, "commit": commit(), **versions(["torch"])}
+    waiting: dict[Future[object], tuple[str, str]] = {}
+    with pool(workers) as submit:
+
+        def go_on(name: str, budget_name: str) -> None:
+            """Submit what an experiment needs next; its earlier runs have all ended."""
+            path = records_path(folder, name, budget_name)
+            study = changes.apply(budget_of(experiment_of(name), budget_name)).study
+            keys = study.next_keys(read(path, study.target))
+            for key in keys:
+                job = partial(_run_one, name, budget_name, changes, key, path, device, source)
+                waiting[submit(job)] = (name, budget_name)
+            if not keys:
+                tell(f"{name} ({budget_name}) is complete")
+
+        for name, budget_name in asked:
+            go_on(name, budget_name)
+        while waiting and not interrupt.requested:
+            ended, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+            for future in ended:
+                member = waiting.pop(future)
+                future.result()
+                if member not in waiting.values():
+                    go_on(*member)
+    return not interrupt.requested
+
+
+def _run_one(
+    name: str,
+    budget: str,
+    changes: Changes,
+    key: Key,
+    path: Path,
+    device: torch.device,
+    source: Mapping[str, str | None],
+) -> None:
+    """Do one run, perhaps in a process of its own, and write down what came of it."""
+    study: Study = changes.apply(EXPERIMENTS[name].budgets[budget]).study
+    with torch_threads(1):  # what is minimised here is small, and runs go on side by side
+        start = time.process_time()
+        outcome = study.run(key, device)
+        append(path, Record(key, outcome, round(time.process_time() - start, 2), source))
+
+
+def read_results(experiment: Experiment, budget: str, folder: Path) -> Results:
+    """Return what there is of an experiment."""
+    target = experiment.budgets[budget].study.target
+    return read(records_path(folder, experiment.id, budget), target)
+
+
+def _method(name: str, race: Race) -> Method:
+    """Return a method of the race, or an optimizer by name at its own learning rate."""
+    if name in race.methods:
+        return race.methods[name]
+    if name not in OPTIMIZERS:
+        raise InputError(
+            f"There is no method {name!r}; {closest(name, [*race.methods, *OPTIMIZERS])}"
+        )
+    config: OptimizerConfig = OPTIMIZERS[name]
+
+    def built(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+        named = [(str(number), p) for number, p in enumerate(problem.parameters)]
+        return build(named, replace(config, lr=lr), seed)
+
+    return Method(build=built, rates=(config.lr,))
+
+
+def _positive(flag: str, count: int) -> int:
+    if count < 1:
+        raise InputError(f"Got {flag} {count}; give a number of at least 1.")
+    return count

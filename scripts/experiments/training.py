@@ -1,0 +1,116 @@
+"""A race: methods, each at its best of a few learning rates, on the same draws of a problem."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.plan import CONTROLS, RANDOM_SIZE, RANDOM_STEP, Contest
+from experiments.problem import Problem, generator
+from experiments.results import DIVERGED, FINISHED, Key, Outcome
+from psgd_optim.tools.stepping import take_step
+
+MOST_POINTS = 100
+"""Of a stored curve."""
+
+
+def constant(progress: float) -> float:
+    """Return a factor of 1."""
+    return 1.0
+
+
+def falling(final: float) -> Callable[[float], float]:
+    """Return an exponential from 1 down to a final factor."""
+    return lambda progress: final**progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How one method steps."""
+
+    build: Callable[[Problem, float, int], torch.optim.Optimizer]
+    """Makes the optimizer of a problem, with a learning rate and a seed."""
+    rates: tuple[float, ...]
+    """Learning rates to try, the first the method's own default."""
+    max_norm: float = 0.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    schedule: Callable[[float], float] = constant
+    """Factor of the learning rate by progress in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Race(Contest):
+    """Methods on the same draws of a problem."""
+
+    make: Callable[[str, int, torch.device], Problem]
+    """Draws the problem of a case from a seed."""
+    methods: Mapping[str, Method]
+    evaluate_every: int = 0
+    """0 for an evaluation at the end alone."""
+    solved: float = -math.inf
+    """A target at which a run stops early: its step and `solved` are among its figures."""
+
+    @property
+    def rates(self) -> Mapping[str, Sequence[float]]:
+        """Those of the methods."""
+        return {name: method.rates for name, method in self.methods.items()}
+
+    def run(self, key: Key, device: torch.device) -> Outcome:
+        """Train once."""
+        problem = self.make(key.case, key.seed, device)
+        if key.method in CONTROLS:
+            return self._control(problem, key)
+        method = self.methods[key.method]
+        rate = method.rates[0] if key.rate is None else key.rate
+        optimizer = method.build(problem, rate, key.seed)
+        curve: list[tuple[float, float]] = []
+        for step in range(key.steps):
+            factor = method.schedule(step / key.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            loss = _step(optimizer, problem, step, method.max_norm)
+            is_due = self.evaluate_every and (step + 1) % self.evaluate_every == 0
+            if not is_due and step + 1 < key.steps:
+                continue
+            figures = dict(problem.evaluate())
+            if not (math.isfinite(float(loss)) and math.isfinite(figures[self.target])):
+                return Outcome(figures={"steps": step + 1}, status=DIVERGED, curve=_thinned(curve))
+            curve.append((step + 1, figures[self.target]))
+            if figures[self.target] <= self.solved:
+                break
+        return self._outcome(figures, step + 1, curve)
+
+    def _outcome(
+        self, figures: Mapping[str, float], steps: int, curve: Sequence[tuple[float, float]]
+    ) -> Outcome:
+        more = {"steps": float(steps)}
+        if self.solved > -math.inf:
+            more["solved"] = float(figures[self.target] <= self.solved)
+        return Outcome(figures={**figures, **more}, status=FINISHED, curve=_thinned(curve))
+
+    def _control(self, problem: Problem, key: Key) -> Outcome:
+        """Take no step, or the random walk that many random steps come to."""
+        if key.method == RANDOM_STEP:
+            draw = generator(key.seed, -1)
+            with torch.no_grad():
+                for p in problem.parameters:
+                    noise = torch.randn(p.shape, generator=draw, dtype=p.dtype)
+                    p.add_(noise.to(p.device), alpha=RANDOM_SIZE * math.sqrt(key.steps))
+        figures = dict(problem.evaluate())
+        if not math.isfinite(figures[self.target]):
+            return Outcome(figures={}, status=DIVERGED)
+        return self._outcome(figures, key.steps, ())
+
+
+def _thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Return some points of a curve, the last among them, with the digits that a picture shows."""
+    kept = list(curve[:: -(-len(curve) // MOST_POINTS) or 1])
+    if curve and kept[-1] != curve[-1]:
+        kept.append(curve[-1])
+    return [(step, float(f"{value:.5g}")) for step, value in kept]
+
+
+def _step(optimizer: torch.optim.Optimizer, problem: Problem, step: int, max_norm: float) -> Tensor:
+    return take_step(optimizer, problem.parameters, lambda: problem.loss(step), max_norm)

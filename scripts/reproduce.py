@@ -1,0 +1,184 @@
+"""The papers' experiments: reproduce.py list | run [ID ...] [--flag value ...] | report."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from _cli import command, parse_flags, run
+from experiments.experiment import Experiment
+from experiments.picture import draw
+from experiments.register import EXPERIMENTS
+from experiments.report import Reader, budget_report, overview, page, table, verdict_of, write_page
+from experiments.results import Results
+from experiments.runner import (
+    BUDGETS,
+    QUICK,
+    Changes,
+    budget_of,
+    experiment_of,
+    read_results,
+    run_all,
+)
+
+from psgd_optim.tools.names import closest
+from psgd_optim.tools.runtime import Interrupt, resolve_device
+from psgd_optim.types import InputError
+
+USAGE = """usage: reproduce.py COMMAND [--flag value ...]
+
+commands:
+  list      every experiment: id, title, minutes on two cores, data, verdict of the stored runs
+  run       do experiments: run ID [ID ...], or run --all-quick
+  report    write docs/experiments.md and its pictures from the stored runs
+
+reproduce.py COMMAND --help lists the flags."""
+STORED = Path("results/experiments")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListConfig:
+    """What to look at."""
+
+    results: Path = STORED
+    """Folder with the runs' records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Changes):
+    """Which runs to do, and where."""
+
+    all_quick: bool = False
+    """Do the quick budget of every experiment that has one."""
+    budget: str = QUICK
+    """quick or full."""
+    workers: int = 1
+    """Runs at a time, each with one thread."""
+    device: str = "auto"
+    """Where to compute: auto, cpu, cuda."""
+    out: Path = Path("runs/experiments")
+    """Folder for the runs' records; runs that are there already are not done again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What to write the report from, and where to."""
+
+    results: Path = STORED
+    """Folder with the runs' records."""
+    out: Path = Path("docs/experiments.md")
+    """The page to write."""
+    figures: Path = Path("docs/figures/experiments")
+    """Folder for its pictures, below the page's."""
+
+
+def list_experiments(args: Sequence[str]) -> None:
+    """Print the register."""
+    config = parse_flags(ListConfig(), args, prog="reproduce.py list")
+    rows = [("id", "minutes", "data", "verdict", "experiment")]
+    for experiment in EXPERIMENTS.values():
+        minutes = ", ".join(f"{n} {b.minutes:g}" for n, b in experiment.budgets.items())
+        word = verdict_of(experiment, lambda e, b: read_results(e, b, config.results))
+        data = ", ".join(experiment.data)
+        rows.append((experiment.id, minutes or "-", data or "-", word, experiment.title))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def run_experiments(args: Sequence[str]) -> None:
+    """Do experiments, and print what came of them."""
+    first_flag = next((n for n, arg in enumerate(args) if arg.startswith("-")), len(args))
+    names = list(args[:first_flag])
+    config = parse_flags(RunConfig(), args[first_flag:], prog="reproduce.py run [ID ...]")
+    asked = _asked(names, config)
+    changes = Changes(optimizers=config.optimizers, seeds=config.seeds, steps=config.steps)
+    with Interrupt() as interrupt:
+        is_done = run_all(
+            asked,
+            changes,
+            config.out,
+            workers=config.workers,
+            device=resolve_device(config.device),
+            command=command("reproduce.py", ["run", *args]),
+            interrupt=interrupt,
+            tell=lambda line: print(line, file=sys.stderr),
+        )
+    for name, budget_name in asked:
+        experiment = experiment_of(name)
+        budget = changes.apply(budget_of(experiment, budget_name))
+        results = read_results(experiment, budget_name, config.out)
+        print(f"\n{name} {experiment.title}")
+        # A verdict is on the registered study alone.
+        is_own = changes == Changes()
+        report_of = budget_report(experiment, budget_name, budget, results)
+        print(report_of if is_own else table(budget, results))
+    if len(asked) > 1 and changes == Changes():
+        print()
+        print(overview([experiment_of(name) for name, _ in asked], _reader(config.out)))
+    if not is_done:
+        print("\ninterrupted; the same command goes on")
+
+
+def report(args: Sequence[str]) -> None:
+    """Write the page and its pictures."""
+    config = parse_flags(ReportConfig(), args, prog="reproduce.py report")
+    pictures: dict[str, str] = {}
+    for experiment in EXPERIMENTS.values():
+        for name, budget in experiment.budgets.items():
+            results = read_results(experiment, name, config.results)
+            label = budget.study.columns.get(budget.study.target, budget.study.target)
+            path = config.figures / f"{experiment.id}_{name}.png"
+            is_complete = not budget.study.next_keys(results)
+            if is_complete and draw(results, budget.study.labels, label, path):
+                pictures[f"{experiment.id}.{name}"] = os.path.relpath(path, config.out.parent)
+    write_page(config.out, page(list(EXPERIMENTS.values()), _reader(config.results), pictures))
+    print(f"{config.out}: {len(EXPERIMENTS)} experiments, {len(pictures)} pictures")
+
+
+def _asked(names: Sequence[str], config: RunConfig) -> list[tuple[str, str]]:
+    """Return the experiments and budgets that a command line names."""
+    if config.budget not in BUDGETS:
+        raise InputError(f"Got --budget {config.budget}; give {' or '.join(BUDGETS)}.")
+    if config.workers < 1:
+        raise InputError(f"Got --workers {config.workers}; give a number of at least 1.")
+    if config.all_quick:
+        if names:
+            raise InputError(f"Got {names[0]} with --all-quick; give one of them.")
+        return [(name, QUICK) for name, e in EXPERIMENTS.items() if QUICK in e.budgets]
+    if not names:
+        raise InputError("There is no experiment to run; name one, or give --all-quick.")
+    for name in names:
+        budget_of(experiment_of(name), config.budget)
+    return [(name, config.budget) for name in names]
+
+
+def _reader(folder: Path) -> Reader:
+    def read(experiment: Experiment, budget: str) -> Results:
+        return read_results(experiment, budget, folder)
+
+    return read
+
+
+COMMANDS: Mapping[str, Callable[[Sequence[str]], None]] = {
+    "list": list_experiments,
+    "run": run_experiments,
+    "report": report,
+}
+
+
+def main(args: Sequence[str]) -> None:
+    """Do what the first word says."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE)
+        raise SystemExit(0 if args else 2)
+    name, *rest = args
+    if name not in COMMANDS:
+        raise InputError(f"There is no command {name!r}; {closest(name, list(COMMANDS))}")
+    COMMANDS[name](rest)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main, folder_flag="--out"))

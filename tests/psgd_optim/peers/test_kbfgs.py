@@ -1,0 +1,170 @@
+"""K-BFGS against a naive loop over samples, and what its options do."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from psgd_optim import InputError
+from psgd_optim.peers import KBFGS, KBFGSL
+
+LR, DAMPING, BETA, DECAY, MU1 = 0.4, 0.09, 0.9, 0.01, 0.2
+ROOT = DAMPING**0.5
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+
+def batches(count: int = 3, size: int = 7) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(count, size, 4, generator=generator, dtype=torch.float64)
+
+
+def sample_loss(z: Tensor, x: Tensor) -> Tensor:
+    return ((z - x[:3]).square().sum() + z.prod() ** 2) / 2
+
+
+def mean_loss(model: nn.Module, x: Tensor) -> Tensor:
+    return torch.stack([sample_loss(z, row) for z, row in zip(model(x), x, strict=True)]).mean()
+
+
+# --- a naive reference: one sample at a time, matrices as they are printed -----------------------
+
+
+def forward_backward(weights: list[Tensor], x: Tensor) -> list[dict[str, Tensor]]:
+    """Means over samples of a, a a^T, h, g and g a^T per layer."""
+    sums: list[dict[str, Tensor]] = [{} for _ in weights]
+    for row in x:
+        a, kept = row, []
+        for number, w in enumerate(weights):
+            bar = torch.cat([a.detach() if number == 0 else a, torch.ones(1, dtype=x.dtype)])
+            h = (w @ bar).requires_grad_()
+            kept.append((bar.detach(), h))
+            a = h.tanh() if number + 1 < len(weights) else h
+        grads = torch.autograd.grad(sample_loss(a, row), [h for _, h in kept])
+        for total, (bar, h), g in zip(sums, kept, grads, strict=True):
+            found = {"a": bar, "aa": torch.outer(bar, bar), "h": h.detach(), "g": g}
+            found["gradient"] = torch.outer(g, bar)
+            for name, value in found.items():
+                total[name] = total.get(name, 0) + value / len(x)
+    return sums
+
+
+def bfgs(h: Tensor, s: Tensor, y: Tensor) -> Tensor:
+    left = torch.eye(len(s), dtype=s.dtype) - torch.outer(s, y) / (s @ y)
+    return left @ h @ left.mT + torch.outer(s, s) / (s @ y)
+
+
+def damped(s: Tensor, y: Tensor, h: Tensor, mu2: float) -> tuple[Tensor, Tensor]:
+    yhy = y @ h @ y
+    if s @ y < MU1 * yhy:
+        theta = (1 - MU1) * yhy / (yhy - s @ y)
+        s = theta * s + (1 - theta) * h @ y
+    if s @ y < mu2 * s @ s:
+        theta = (1 - mu2) * (s @ s) / (s @ s - s @ y)
+        y = theta * y + (1 - theta) * s
+    return s, y
+
+
+def reference(weights: list[Tensor], data: Tensor, warm: bool) -> tuple[list[Tensor], int]:
+    """The weights after one step per mini-batch, and how often a pair was damped."""
+    mean = [
+        sum(m) / len(data)
+        for m in zip(*[[s["aa"] for s in forward_backward(weights, x)] for x in data], strict=True)
+    ]
+    layers = range(len(weights))
+    m = [torch.zeros_like(w) for w in weights]
+    hg = [torch.eye(len(w), dtype=w.dtype) for w in weights]
+    sbar = [torch.zeros(len(w), dtype=w.dtype) for w in weights]
+    ybar = [x.clone() for x in sbar]
+    a, ha, changed = list(mean), [], 0
+    for k, x in enumerate(data):
+        before = forward_backward(weights, x)
+        for i in layers:
+            m[i] = BETA * m[i] + (1 - BETA) * (before[i]["gradient"] + DECAY * weights[i])
+            if k == 0:
+                a[i] = mean[i] if warm else before[i]["aa"]
+                eye = torch.eye(len(a[i]), dtype=x.dtype)
+                ha.append(torch.linalg.inv(a[i] + ROOT * eye))
+            else:
+                a[i] = BETA * a[i] + (1 - BETA) * before[i]["aa"]
+        weights = [w - LR * hg[i] @ m[i] @ ha[i] for i, w in enumerate(weights)]
+        after = forward_backward(weights, x)
+        for i in layers:
+            sbar[i] = BETA * sbar[i] + (1 - BETA) * (after[i]["h"] - before[i]["h"])
+            ybar[i] = BETA * ybar[i] + (1 - BETA) * (after[i]["g"] - before[i]["g"])
+            s, y = damped(sbar[i], ybar[i], hg[i], ROOT)
+            changed += not torch.equal(s, sbar[i]) or not torch.equal(y, ybar[i])
+            if s @ y > 1e-4 * (s @ s) * before[i]["g"].norm():
+                hg[i] = bfgs(hg[i], s, y)
+            s = ha[i] @ before[i]["a"]
+            ha[i] = bfgs(ha[i], s, a[i] @ s + ROOT * s)
+    return weights, changed
+
+
+@pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
+@pytest.mark.parametrize("warm", [True, False])
+def test_steps_are_those_of_a_naive_loop_over_samples(kind, warm):
+    model, data = network(), batches()
+    weights = [torch.cat([x.weight, x.bias[:, None]], 1).detach() for x in (model[0], model[2])]
+    optimizer = kind(model, LR, damping=DAMPING, weight_decay=DECAY)
+    if warm:
+        optimizer.warm_start(lambda x=x: mean_loss(model, x) for x in data)
+    losses = [optimizer.step(lambda x=x: mean_loss(model, x)) for x in data]
+    wanted, changed = reference(weights, data, warm)
+    assert warm or changed  # double damping took part
+    for layer, w in zip((model[0], model[2]), wanted, strict=True):
+        ours = torch.cat([layer.weight, layer.bias[:, None]], 1)
+        torch.testing.assert_close(ours, w, rtol=1e-10, atol=1e-10)
+    assert torch.equal(losses[0], mean_loss(network(), data[0]).detach())
+
+
+def test_both_kinds_differ_when_the_memory_forgets():
+    ends = []
+    for memory in (2, 50):
+        model = network()
+        optimizer = KBFGSL(model, LR, damping=DAMPING, memory=memory)
+        for x in batches(8):
+            optimizer.step(partial(mean_loss, model, x))
+        ends.append(model[0].weight.detach())
+    assert not torch.allclose(*ends)
+
+
+def test_pairs_are_averaged_with_a_decay_of_their_own():
+    model, data = network(), batches(2)
+    optimizer = KBFGS(model, LR, damping=DAMPING, pair_beta=0.0)
+    for x in data:
+        before = model(x).mean(dim=0).detach()
+        optimizer.step(lambda x=x: mean_loss(model, x))
+    step = model(data[1]).mean(dim=0).detach() - before
+    torch.testing.assert_close(optimizer.state[model[2].weight]["step_average"], step)
+
+
+def test_randomness_of_the_closure_is_the_same_in_both_passes():
+    """With a step size of 0 both passes are the same, and so no pair shows any curvature."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.5), nn.Linear(16, 3)).double()
+    optimizer = KBFGS(model, 0.0, damping=DAMPING)
+    optimizer.step(lambda: mean_loss(model, batches()[0]))
+    assert not any(state["change_average"].any() for state in optimizer.state.values())
+
+
+def test_metrics_tell_how_many_pairs_meet_the_bound():
+    model = network()
+    optimizer = KBFGS(model, LR, damping=DAMPING)
+    assert optimizer.metrics() == {}
+    for x in batches(20):
+        optimizer.step(lambda x=x: mean_loss(model, x))
+    figures = optimizer.metrics()
+    strict, twice = figures["pairs_within_bound"], figures["pairs_within_twice_bound"]
+    assert 0 < strict <= twice <= 1
+    counts = sum(state["pair_counts"] for state in optimizer.state.values())
+    assert counts[0] == 40
+
+
+def test_the_ratio_of_the_first_damping_is_checked():
+    with pytest.raises(InputError, match="inverse_ratio"):
+        KBFGS(network(), LR, damping=DAMPING, inverse_ratio=1.5)

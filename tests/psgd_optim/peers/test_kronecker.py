@@ -1,0 +1,252 @@
+"""What K-BFGS, K-BFGS(L) and KFAC share: convergence, save and load, refusals."""
+
+import copy
+import io
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from psgd_optim import InputError
+from psgd_optim.peers import KBFGS, KBFGSL, KFAC
+from psgd_optim.peers.likelihoods import bernoulli
+from psgd_optim.tools.stepping import check_clipping, take_step
+
+MAKERS = {
+    "kbfgs": partial(KBFGS, lr=0.2, damping=0.3),
+    "kbfgsl": partial(KBFGSL, lr=0.2, damping=0.3, memory=4),
+    "kfac": partial(KFAC, lr=0.2, damping=0.3, sampled_loss=bernoulli, interval=3),
+}
+each_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+Make = Callable[..., Any]
+
+
+def network(sizes: tuple[int, ...] = (6, 8, 6), seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(sizes):
+        layers += [nn.Linear(a, b), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1])
+
+
+def images(batches: int = 4, size: int = 20) -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    low = torch.rand(batches, size, 2, generator=generator)
+    mixed = low @ torch.rand(2, 6, generator=generator)
+    return (mixed / mixed.max()).clamp(0, 1)
+
+
+def loss_of(model: nn.Module, x: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(model(x), x, reduction="sum") / len(x)
+
+
+def train(optimizer: Any, model: nn.Module, steps: range) -> None:
+    x = images()
+    for k in steps:
+        optimizer.step(partial(loss_of, model, x[k % len(x)]))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+# --- steps ---------------------------------------------------------------------------------------
+
+
+@each_optimizer
+def test_the_loss_falls_through_the_steps_that_any_training_loop_takes(make: Make):
+    model, x = network(), images()
+    optimizer = make(model)
+    optimizer.warm_start(partial(loss_of, model, batch) for batch in x)
+    found = [
+        take_step(optimizer, model.parameters(), partial(loss_of, model, x[k % 4]), 0.0).item()
+        for k in range(40)
+    ]
+    sgd_model = network()
+    sgd = torch.optim.SGD(sgd_model.parameters(), lr=0.2, momentum=0.9, dampening=0.9)
+    plain = [
+        take_step(sgd, sgd_model.parameters(), partial(loss_of, sgd_model, x[k % 4]), 0.0).item()
+        for k in range(40)
+    ]
+    assert sum(found[-4:]) < sum(plain[-4:]) < sum(found[:4])
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_clipping_is_refused_as_for_all_that_need_a_closure():
+    with pytest.raises(InputError, match="--clip"):
+        check_clipping(MAKERS["kbfgs"](network()), 1.0, "--clip")
+
+
+@each_optimizer
+def test_convolutions_train(make: Make):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 16))
+    x = images(1, 12)[0].repeat(1, 3)[:, :16].view(12, 1, 4, 4)
+
+    def closure() -> Tensor:
+        z = model(x)
+        return F.binary_cross_entropy_with_logits(z, x.flatten(1), reduction="sum") / len(x)
+
+    optimizer = make(model)
+    losses = [optimizer.step(closure).item() for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
+@each_optimizer
+def test_a_schedule_sets_the_step_size(make: Make):
+    model, before = network(), network()
+    optimizer = make(model)
+    optimizer.param_groups[0]["lr"] = 0.0
+    train(optimizer, model, range(2))
+    assert same(model, before)
+
+
+@each_optimizer
+def test_weight_decay_is_the_gradient_of_the_penalty(make: Make):
+    """One step with decay equals one with the penalty in the loss, which `g` must not see."""
+    model, other, x = network().double(), network().double(), images().double()[0]
+    make(model, weight_decay=0.5).step(lambda: loss_of(model, x))
+
+    def penalised() -> Tensor:
+        penalty = sum(p.square().sum() for p in other.parameters())
+        return loss_of(other, x) + 0.25 * penalty
+
+    make(other).step(penalised)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+@each_optimizer
+def test_momentum_can_be_emptied(make: Make):
+    model = network()
+    optimizer = make(model)
+    train(optimizer, model, range(2))
+    optimizer.reset_momentum()
+    assert not any(state["gradient"].any() for state in optimizer.state.values())
+
+
+# --- warm start ----------------------------------------------------------------------------------
+
+
+@each_optimizer
+def test_a_warm_start_averages_moments_over_the_pass_and_moves_nothing(make: Make):
+    model, x = network(), images()
+    optimizer = make(model)
+    optimizer.warm_start(partial(loss_of, model, batch) for batch in x)
+    assert same(model, network())
+    ones = F.pad(x.flatten(0, 1), (0, 1), value=1.0)
+    moment = optimizer.state[model[0].weight]["input_moment"]
+    torch.testing.assert_close(moment, ones.mT @ ones / len(ones))
+    # The first step leaves them alone, as its mini-batch was in the pass; the next one does not.
+    before = moment.clone()
+    train(optimizer, model, range(1))
+    assert torch.equal(moment, before)
+    train(optimizer, model, range(1, 2))
+    ones = F.pad(x[1], (0, 1), value=1.0)
+    torch.testing.assert_close(moment, 0.9 * before + 0.1 * ones.mT @ ones / 20)
+
+
+@each_optimizer
+def test_a_warm_start_too_late_or_of_nothing_is_refused(make: Make):
+    model = network()
+    optimizer = make(model)
+    with pytest.raises(InputError, match="without mini-batches"):
+        optimizer.warm_start([])
+    train(optimizer, model, range(1))
+    with pytest.raises(InputError, match="before the first"):
+        optimizer.warm_start([lambda: loss_of(model, images()[0])])
+
+
+# --- save and load -------------------------------------------------------------------------------
+
+
+@each_optimizer
+@pytest.mark.parametrize("warm", [True, False])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make: Make, warm: bool):
+    model = network()
+    optimizer = make(model, weight_decay=1e-3)
+    if warm:
+        optimizer.warm_start(partial(loss_of, model, batch) for batch in images())
+    train(optimizer, model, range(5))
+    file = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    train(optimizer, model, range(5, 12))
+
+    again = network(seed=1)
+    saved = torch.load(file, weights_only=True)
+    again.load_state_dict(saved["model"])
+    resumed = make(again, weight_decay=0.7)  # what was saved counts
+    resumed.load_state_dict(saved["optimizer"])
+    train(resumed, again, range(5, 12))
+    assert same(model, again)
+
+
+@each_optimizer
+def test_a_loaded_optimizer_shares_no_memory_with_what_it_was_loaded_from(make: Make):
+    model, other = network(), network()
+    first, second = make(model), make(other)
+    train(first, model, range(3))
+    held = copy.deepcopy(first.state_dict()["state"])
+    second.load_state_dict(first.state_dict())
+    train(second, other, range(3))
+    for index, state in first.state_dict()["state"].items():
+        assert all(torch.equal(x, held[index][name]) for name, x in state.items())
+
+
+@each_optimizer
+def test_a_copy_goes_on_as_the_original_does(make: Make):
+    model = network()
+    optimizer = make(model)
+    train(optimizer, model, range(3))
+    twin_model, twin = copy.deepcopy((model, optimizer))
+    train(optimizer, model, range(3, 6))
+    train(twin, twin_model, range(3, 6))
+    assert same(model, twin_model)
+
+
+@each_optimizer
+@pytest.mark.parametrize("sizes", [(6, 9, 6), (6, 8, 8, 6)])
+def test_the_state_of_another_model_is_refused_in_a_line(make: Make, sizes: tuple[int, ...]):
+    other = network(sizes)
+    saved = make(other).state_dict()
+    optimizer = make(network())
+    with pytest.raises(InputError, match=r"Got the state of .*; build") as refusal:
+        optimizer.load_state_dict(saved)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("theirs", ["kbfgsl", "kfac", "adam"])
+def test_the_state_of_another_optimizer_is_refused(theirs: str):
+    model = network()
+    other = torch.optim.Adam(model.parameters()) if theirs == "adam" else MAKERS[theirs](model)
+    with pytest.raises(InputError, match="Got the state of"):
+        MAKERS["kbfgs"](network()).load_state_dict(other.state_dict())
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@each_optimizer
+@pytest.mark.parametrize(
+    "settings", [{"lr": -1.0}, {"damping": 0.0}, {"beta": 1.0}, {"weight_decay": float("nan")}]
+)
+def test_numbers_outside_their_range_are_refused(make: Make, settings: dict[str, float]):
+    with pytest.raises(InputError, match=r"Got .*; give a number") as refusal:
+        make(network(), **settings)
+    assert "\n" not in str(refusal.value)
+
+
+@each_optimizer
+def test_groups_and_missing_closures_are_refused(make: Make):
+    optimizer = make(network())
+    with pytest.raises(InputError, match="one model"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    with pytest.raises(TypeError, match="without backward"):
+        optimizer.step()

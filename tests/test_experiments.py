@@ -1,0 +1,309 @@
+"""The register, races and reports of scripts/reproduce.py, on problems of no consequence."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import reproduce
+import torch
+from experiments import runner
+from experiments.criteria import at_least, at_most, below, never_solves, ordered, solves
+from experiments.experiment import (
+    MISSED,
+    NOT_RUN,
+    REDUCED,
+    REPRODUCED,
+    Budget,
+    Experiment,
+    by_id,
+    verdict,
+)
+from experiments.measurement import Measurement
+from experiments.plan import CONTROLS
+from experiments.problem import Problem, generator
+from experiments.register import EXPERIMENTS
+from experiments.report import page, table
+from experiments.results import Key, Outcome, Record, Results, append, read
+from experiments.training import Method, Race, falling
+
+from psgd_optim.types import InputError
+
+
+class Bowl(Problem):
+    """(x - 1)^2 / 2 from a start that the seed draws."""
+
+    def __init__(self, case: str, seed: int, device: torch.device) -> None:
+        draw = generator(seed)
+        start = torch.randn(3, generator=draw, dtype=torch.float64).to(device)
+        self.parameters = [(start + 3).requires_grad_()]
+
+    def loss(self, step):
+        return (self.parameters[0] - 1).square().sum() / 2
+
+    @torch.no_grad()
+    def evaluate(self):
+        return {"loss": float(self.loss(0))}
+
+
+def sgd(problem, lr, seed):
+    return torch.optim.SGD(problem.parameters, lr)
+
+
+def race(**changes):
+    settings = {
+        "make": Bowl,
+        "methods": {
+            "fast": Method(build=sgd, rates=(0.01, 0.5)),
+            "slow": Method(build=sgd, rates=(0.02,)),
+        },
+        "steps": 20,
+        "seeds": 3,
+        "target": "loss",
+        "columns": {"loss": "final loss"},
+        "evaluate_every": 5,
+    }
+    return Race(**{**settings, **changes})
+
+
+def done(study):
+    records = []
+    while keys := study.next_keys(Results(records, study.target)):
+        records += [Record(key, study.run(key, torch.device("cpu")), 0.5) for key in keys]
+    return Results(records, study.target)
+
+
+def test_every_rate_is_tried_once_and_the_best_one_with_every_seed():
+    results = done(race())
+    assert [r.key.seed for r in results.of("fast", rate=0.01)] == [0]
+    assert results.best_rate("fast") == 0.5
+    assert [r.key.seed for r in results.of("fast")] == [0, 1, 2]
+    assert [r.key.seed for r in results.of("slow")] == [0, 1, 2]
+    assert all(len(results.of(control)) == 1 for control in CONTROLS)
+
+
+def test_a_run_is_what_its_optimizer_does():
+    start = Bowl("", 1, torch.device("cpu")).parameters[0].detach() - 1
+    outcome = race().run(Key("", "slow", 0.02, 1, 20), torch.device("cpu"))
+    expected = 0.98**40 * float(start.square().sum()) / 2
+    assert math.isclose(outcome.figures["loss"], expected, rel_tol=1e-12)
+    assert [step for step, _ in outcome.curve] == [5, 10, 15, 20]
+
+
+def test_rates_fall_with_the_schedule():
+    method = Method(build=sgd, rates=(0.1,), schedule=falling(0.01))
+    outcome = race(methods={"m": method}, steps=2).run(Key("", "m", 0.1, 0, 2), torch.device("cpu"))
+    start = Bowl("", 0, torch.device("cpu")).parameters[0].detach() - 1
+    left = (1 - 0.1) * (1 - 0.1 * 0.01**0.5)
+    assert math.isclose(
+        outcome.figures["loss"], left**2 * float(start.square().sum()) / 2, rel_tol=1e-9
+    )
+
+
+def test_a_solved_run_stops_and_counts():
+    results = done(race(solved=0.1, steps=200, methods={"m": Method(build=sgd, rates=(0.3,))}))
+    assert results.values("m", "solved") == [1.0, 1.0, 1.0]
+    assert all(steps < 200 and steps % 5 == 0 for steps in results.values("m", "steps"))
+    assert solves("m", at_least=3, of=3).check(results).holds
+    assert not never_solves("m").check(results).holds
+
+
+def test_controls_neither_step_by_gradients_nor_win():
+    results = done(race())
+    start = Bowl("", 0, torch.device("cpu"))
+    assert results.mean(CONTROLS[0], "loss") == start.evaluate()["loss"]
+    assert results.mean(CONTROLS[1], "loss") != start.evaluate()["loss"]
+    (criterion,) = race().criteria()
+    assert criterion.check(results).holds
+
+
+def test_a_race_that_no_method_wins_fails_by_its_controls():
+    idle = race(methods={"idle": Method(build=sgd, rates=(0.0,))})
+    assert not idle.criteria()[0].check(done(idle)).holds
+
+
+def test_a_diverged_run_counts_as_infinite():
+    results = done(race(methods={"m": Method(build=sgd, rates=(1e300,))}, steps=10))
+    assert results.values("m", "loss") == [math.inf] * 3
+    assert "diverged (3 of 3)" in table(budget(race(), ()), Results(renamed(results), "loss"))
+
+
+def renamed(results):
+    """Return the runs of `m` as those of `fast`."""
+    key = [r.key for r in results.records]
+    names = ["fast" if k.method == "m" else k.method for k in key]
+    return [
+        Record(Key(k.case, n, k.rate, k.seed, k.steps), r.outcome, r.seconds)
+        for k, n, r in zip(key, names, results.records, strict=True)
+    ]
+
+
+def budget(study, criteria, **more):
+    return Budget(setting="A bowl.", study=study, criteria=criteria, minutes=0.1, **more)
+
+
+def test_verdicts():
+    study = race()
+    results = done(study)
+    good, bad = below("fast", "slow", "loss"), below("slow", "fast", "loss")
+    assert verdict(budget(study, (good,), is_faithful=True), results)[0] == REPRODUCED
+    assert verdict(budget(study, (good,)), results)[0] == REDUCED
+    assert verdict(budget(study, (good, bad)), results)[0] == MISSED
+    assert verdict(budget(study, (good,)), Results([], "loss")) == (NOT_RUN, ())
+
+
+@pytest.mark.parametrize(
+    ("criterion", "holds"),
+    [
+        (ordered(["fast", "slow"], "loss"), True),
+        (ordered(["slow", "fast"], "loss"), False),
+        (below("fast", "slow", "loss", factor=1e-30), False),
+        (at_most("fast", "loss", 1.0), True),
+        (at_most("fast", "loss", 1e-30), False),
+        (at_least("slow", "loss", 1e-3), True),
+        (at_least("slow", "loss", 1e9), False),
+        (at_most("missing", "loss", 1.0), False),
+        (at_least("missing", "loss", 1.0), False),
+        (solves("missing", at_least=0, of=1), False),
+        (never_solves("missing"), False),
+    ],
+)
+def test_criteria(criterion, holds):
+    assert criterion.check(done(race())).holds is holds
+
+
+def record(seed=0, loss=1.0):
+    return Record(
+        Key("a", "m", 0.1, seed, 5),
+        Outcome(figures={"loss": loss}, curve=[(1, 2.0)]),
+        0.5,
+        {"command": "x"},
+    )
+
+
+def test_records_come_back_and_a_line_that_a_kill_cut_off_is_dropped(tmp_path):
+    path = tmp_path / "deep" / "file.jsonl"
+    append(path, record())
+    append(path, record(seed=1, loss=2.0))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:50])
+    results = read(path, "loss")
+    assert results.values("m", "loss", "a") == [1.0, 2.0]
+    assert results.records[0].outcome.curve == [[1, 2.0]]
+
+
+def test_a_damaged_record_is_refused(tmp_path):
+    path = tmp_path / "file.jsonl"
+    path.write_text("{}\n")
+    append(path, record())
+    with pytest.raises(InputError, match=r"Line 1 of .* is damaged; delete it\."):
+        read(path, "loss")
+
+
+def test_measurements_are_run_once_per_seed():
+    study = Measurement(
+        functions={"x": lambda seed, device: {"twice": 2.0 * seed}},
+        columns={"twice": "2 x"},
+        seeds=2,
+    )
+    results = done(study)
+    assert results.values("x", "twice") == [0.0, 2.0]
+    assert verdict(budget(study, (at_most("x", "twice", 1.0),)), results)[0] == REDUCED
+
+
+def test_ids_are_in_their_order_and_unique():
+    names = ["S1-2", "S0-10", "S0-2b", "S0-2"]
+    found = by_id([Experiment(id=name, title="t", claim="c") for name in names])
+    assert list(found) == ["S0-2", "S0-2b", "S0-10", "S1-2"]
+    with pytest.raises(ValueError, match="twice"):
+        by_id([Experiment(id="S0-1", title="t", claim="c")] * 2)
+
+
+@pytest.fixture
+def bowls(monkeypatch):
+    """Put a race in the place of every experiment."""
+    budgets = {"quick": budget(race(seeds=2), (below("fast", "slow", "loss"),))}
+    found = by_id([
+        Experiment(id="S0-1", title="A bowl", claim="Fast is faster.", budgets=budgets),
+        Experiment(id="S0-2", title="Far away", claim="None.", obstacle="It is far away."),
+    ])
+    monkeypatch.setattr(reproduce, "EXPERIMENTS", found)
+    monkeypatch.setattr(runner, "EXPERIMENTS", found)
+    return found
+
+
+def store(folder: Path, experiments):
+    study = experiments["S0-1"].budgets["quick"].study
+    for entry in done(study).records:
+        append(runner.records_path(folder, "S0-1", "quick"), entry)
+
+
+def test_the_report_has_every_experiment_its_figures_and_a_picture(bowls, tmp_path, capsys):
+    store(tmp_path / "results", bowls)
+    out = tmp_path / "docs" / "page.md"
+    flags = ["--results", str(tmp_path / "results"), "--out", str(out)]
+    reproduce.main(["report", *flags, "--figures", str(tmp_path / "docs" / "figures")])
+    text = out.read_text()
+    assert "| [S0-1](#s0-1-a-bowl) | A bowl | quick 0.1 | reproduced, reduced |" in text
+    assert "It is far away." in text
+    assert "| fast | 0.5 | 2 |" in text
+    picture = re.search(r"!\[S0-1, quick\]\((.*)\)", text)
+    assert picture is not None
+    assert (out.parent / picture[1]).is_file()
+
+
+def test_the_list_has_the_verdicts_of_stored_runs(bowls, tmp_path, capsys):
+    store(tmp_path, bowls)
+    reproduce.main(["list", "--results", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert re.search(r"S0-1 +quick 0.1 +- +reproduced, reduced +A bowl", lines[1])
+    assert re.search(r"S0-2 +- +- +not feasible here +Far away", lines[2])
+
+
+def test_an_experiment_runs_in_workers_and_goes_on_where_it_stopped(tmp_path, capsys):
+    args = ["run", "S1-1", "--seeds", "2", "--steps", "20", "--out", str(tmp_path)]
+    reproduce.main([*args, "--optimizers", "gradient descent", "adamw"])
+    text = capsys.readouterr().out
+    assert "| adamw | 0.001 | 2 |" in text
+    assert "reproduced" not in text
+    stored = runner.records_path(tmp_path, "S1-1", "quick").read_text().splitlines()
+    assert len(stored) == 6  # two methods with two seeds, two controls
+    assert json.loads(stored[0])["source"]["command"].startswith(
+        "python scripts/reproduce.py run S1-1"
+    )
+    reproduce.main([*args, "--optimizers", "gradient descent", "adamw"])
+    assert runner.records_path(tmp_path, "S1-1", "quick").read_text().splitlines() == stored
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["ru"], r"There is no command 'ru'; did you mean run\?"),
+        (["run"], r"There is no experiment to run; name one, or give --all-quick\."),
+        (["run", "S9-9"], r"There is no experiment 'S9-9'; "),
+        (["run", "S1-1", "--all-quick"], r"Got S1-1 with --all-quick; give one of them\."),
+        (["run", "S1-1", "--budget", "long"], r"Got --budget long; give quick or full\."),
+        (["run", "S1-1", "--workers", "0"], r"Got --workers 0; give a number of at least 1\."),
+        (["run", "S1-1", "--seeds", "0"], r"Got --seeds 0; give a number of at least 1\."),
+        (
+            ["run", "S1-1", "--optimizers", "adamv"],
+            r"There is no method 'adamv'; did you mean adamw\?",
+        ),
+    ],
+)
+def test_bad_input_gets_a_line(args, message, tmp_path):
+    out = ["--out", str(tmp_path)] if args[0] == "run" else []
+    with pytest.raises(InputError, match=f"^{message}"):
+        reproduce.main([*args, *out])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_experiment_without_a_budget_says_why(bowls, tmp_path):
+    with pytest.raises(InputError, match=r"S0-2 cannot be run here: It is far away\."):
+        reproduce.main(["run", "S0-2", "--out", str(tmp_path)])
+
+
+def test_the_page_names_every_registered_experiment():
+    text = page(list(EXPERIMENTS.values()), lambda e, b: Results([], ""), {})
+    assert all(f"### {experiment.id} " in text for experiment in EXPERIMENTS.values())
