@@ -93,7 +93,7 @@ TUNED: dict[str, dict[str, Entry]] = {
             ),
             AdamWConfig(lr=3e-3),
         ),
-        # Fitted less often, beside the next pass: 740 steps 1.760, as good as fitting twice as often.
+        # Fitted less often, and beside the next pass: 740 steps 1.760.
         "psgd-quick": _for_matrices(
             PSGDConfig(
                 lr=1e-3,
