@@ -25,6 +25,7 @@ from experiments.problems.autoencoders import (
 )
 from experiments.problems.batches import Batches
 from experiments.problems.images import seeded, to_unit
+from psgd_optim.affine import to_affine
 
 _INCOMING = 15  # weights of a unit that are not zero at the start
 
@@ -106,6 +107,26 @@ class SigmoidAutoencoder(nn.Sequential):
             if outputs != min(sizes):
                 layers.append(nn.Sigmoid())
         super().__init__(*layers[:-1])
+
+
+@torch.no_grad()
+def sigmoid_pixels(sizes: Sequence[int]) -> nn.Module:
+    """Return an autoencoder with a sigmoid after every layer, the output too.
+
+    Every layer is a matrix `[W, b]`, uniform within `sqrt(6 / (inputs + outputs + 1))` of 0.
+
+    Args:
+        sizes: Of the layers, pixels first and last.
+
+    Source: S1's published comparison with KFAC.
+    """
+    pairs = itertools.pairwise(sizes)
+    model = nn.Sequential(*(m for a, b in pairs for m in (nn.Linear(a, b), nn.Sigmoid())))
+    to_affine(model)
+    for matrix in model.parameters():
+        bound = (6 / sum(matrix.shape)) ** 0.5
+        matrix.uniform_(-bound, bound)
+    return model
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,7 +73,7 @@ class _Stepper:
         """Take steps, and return their operations in products of matrices."""
         with FlopCounterMode(display=False) as counter:
             self.seconds(steps)
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     def stored(self) -> int:
         """Return how many numbers the optimizer keeps."""
@@ -84,9 +84,7 @@ class _Stepper:
 def layer_costs(
     make: Make,
     method: Method,
-    expected_storage: Callable[[int, int], int],
-    expected_operations: Callable[[int, int], int],
-    shapes: Sequence[tuple[int, int]],
+    expected: tuple[int, int],
     seed: int,
     device: torch.device,
 ) -> Mapping[str, float]:
@@ -95,9 +93,7 @@ def layer_costs(
     Args:
         make: Draws the problem.
         method: What is counted.
-        expected_storage: Numbers stored for a layer of so many outputs and inputs.
-        expected_operations: Operations of a step, two per multiplication, for such a layer.
-        shapes: Of the layers, the constant 1 of a bias among the inputs.
+        expected: Numbers stored, and operations of a step, two per multiplication.
         seed: Of the problem.
         device: Where it is.
 
@@ -105,10 +101,10 @@ def layer_costs(
         `storage` and `operations`, counted by expected; `numbers` that are stored, in millions.
     """
     stepper = _Stepper(make(seed, device), method)
-    stepper.seconds(21)  # KFAC makes inverses in all of the first 20
+    stepper.seconds(21)  # KFAC makes inverses in all of the first 20, and then in one of 20
     stored = stepper.stored()
     return {
-        "storage": stored / sum(expected_storage(*shape) for shape in shapes),
-        "operations": stepper.operations(1) / sum(expected_operations(*s) for s in shapes),
+        "storage": stored / expected[0],
+        "operations": stepper.operations(1) / expected[1],
         "numbers": stored / 1e6,
     }

@@ -77,7 +77,7 @@ def dominance(
 
 
 def _distances(problem: Problem, probes: int) -> dict[str, float]:
-    """Return the three distances; every probe is on another mini-batch, as RMSProp's squares are."""
+    """Return the three distances; every probe is on another mini-batch."""
     steps = itertools.count()
     found = estimate_hessian_diagonal(
         lambda: problem.loss(next(steps)), problem.parameters, probes=probes

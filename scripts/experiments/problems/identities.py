@@ -143,9 +143,10 @@ def equilibration(seed: int, device: torch.device) -> Figures:
         found["condition"].append(torch.tensor(condition_number(scaled, ones) - 1))
         found["norm"].append((hessian @ x).norm() - (size @ x).norm())
         found["lemma"].append((x @ hessian @ x - x @ size @ x).clamp(min=0))
-        newton, saddle_free = ((eye - inverse @ hessian) @ x for inverse in (
-            torch.linalg.inv(hessian), _power(hessian, -1.0)
-        ))
+        newton, saddle_free = (
+            (eye - inverse @ hessian) @ x
+            for inverse in (torch.linalg.inv(hessian), _power(hessian, -1.0))
+        )
         gain = saddle_free @ hessian @ saddle_free - newton @ hessian @ newton
         found["descent"].append(gain.clamp(min=0))
     return {**{name: _largest(e) for name, e in found.items()}, "diagonal": _diagonal(draw)}
@@ -231,9 +232,7 @@ def _low_rank(u: Tensor, v: Tensor) -> Tensor:
     return form.to_dense({**state, "pair": torch.stack([u, v])[None]})[0]
 
 
-def _fitted(
-    form: Preconditioner, hessian: Tensor, noise: float, steps: int, seed: int
-) -> State:
+def _fitted(form: Preconditioner, hessian: Tensor, noise: float, steps: int, seed: int) -> State:
     """Return the state after fits to `H v` and noise, at a rate that falls.
 
     Every cycle of `n` probes has `mean(v v') = I` exactly, and so is the noise's.
@@ -265,11 +264,12 @@ def _indefinite(seed: int, device: torch.device) -> Tensor:
     basis = torch.linalg.qr(_drawing(seed, device)(_N, _N)).Q
     values = torch.linspace(0.5, 3, _N, dtype=_REAL, device=device)
     signs = torch.tensor([1.0, -1.0] * (_N // 2), dtype=_REAL, device=device)
-    return (basis * (signs * values)) @ basis.mT
+    matrix: Tensor = (basis * (signs * values)) @ basis.mT
+    return matrix
 
 
 def _positive(draw: Callable[..., Tensor]) -> Tensor:
-    a = draw(_N, _N + 3)
+    a: Tensor = draw(_N, _N + 3)
     matrix: Tensor = a @ a.mT / _N + 0.1 * torch.eye(_N, dtype=_REAL, device=a.device)
     return matrix
 
@@ -283,8 +283,9 @@ def _power(symmetric: Tensor, power: float) -> Tensor:
 
 def _scaled_inverse(matrix: Tensor) -> Tensor:
     """Return the inverse by its largest entry: a nearly singular matrix has a large one."""
-    inverse: Tensor = torch.linalg.inv(matrix)
-    return inverse / inverse.abs().max()
+    inverse = torch.linalg.inv(matrix)
+    scaled: Tensor = inverse / inverse.abs().max()
+    return scaled
 
 
 def _diagonal(draw: Callable[..., Tensor]) -> float:

@@ -111,7 +111,7 @@ class TanhRegression(Problem):
         return {"loss": float(loss), "gradient": squared}
 
     def _error(self, rows: Tensor | slice) -> Tensor:
-        away = self.model(self._inputs[rows]) - self._targets[rows]
+        away: Tensor = self.model(self._inputs[rows]) - self._targets[rows]
         return 0.5 * away.square().mean()
 
     def _network(self) -> nn.Module:

@@ -1,6 +1,7 @@
-"""S4's methods for layered models, and the first-order ones that it compares them with.
+"""The methods of S3 and S4 for autoencoders.
 
-All average gradients with a decay of 0.9, and take S4's L2 penalty.
+Those of S4 average gradients with a decay of 0.9, where nothing else is said, and take its L2
+penalty; those of S3 have neither.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from experiments.problem import Problem
 from experiments.problems.autoencoders import DECAY, pixel_entropy
 from experiments.problems.autoencoding import Autoencoding
 from experiments.training import Method
-from psgd_optim.peers import KBFGS, KBFGSL, KFAC
+from psgd_optim.peers import ESGD, KBFGS, KBFGSL, KFAC, JacobiSGD
 from psgd_optim.peers.likelihoods import bernoulli, normal
 from psgd_optim.types import InputError
 
@@ -85,6 +86,33 @@ def rmsprop(eps: float, rates: Sequence[float]) -> Method:
     return Method(build=build, rates=tuple(rates))
 
 
+def esgd(damping: float, rates: Sequence[float], refresh_every: int = 20) -> Method:
+    """Return S3's method."""
+
+    def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+        return ESGD(problem.parameters, lr, damping=damping, refresh_every=refresh_every, seed=seed)
+
+    return Method(build=build, rates=tuple(rates))
+
+
+def jacobi(damping: float, rates: Sequence[float]) -> Method:
+    """Return S3's rival with the Hessian's diagonal."""
+
+    def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+        return JacobiSGD(problem.parameters, lr, damping=damping, seed=seed)
+
+    return Method(build=build, rates=tuple(rates))
+
+
+def plain_rmsprop(eps: float, rates: Sequence[float]) -> Method:
+    """Return torch's RMSprop with S3's decay, without a penalty."""
+
+    def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(problem.parameters, lr, alpha=_AVERAGE, eps=eps)
+
+    return Method(build=build, rates=tuple(rates))
+
+
 def _autoencoding(problem: Problem) -> Autoencoding:
     if not isinstance(problem, Autoencoding):
         raise InputError(f"Got {problem} for a method of S4; give an autoencoder.")
@@ -92,5 +120,4 @@ def _autoencoding(problem: Problem) -> Autoencoding:
 
 
 def _model(problem: Problem) -> nn.Module:
-    model = _autoencoding(problem).model
-    return model
+    return _autoencoding(problem).model
