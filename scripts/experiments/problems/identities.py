@@ -109,7 +109,7 @@ def whitening_limit(seed: int, device: torch.device) -> Figures:
     return {"limit": float((form.to_dense(state)[0] - wanted).norm() / wanted.norm())}
 
 
-def noisy_limit(noise: float, seed: int, device: torch.device) -> Figures:
+def noisy_limit(noise: float, seed: int, device: torch.device, steps: int = 10_000) -> Figures:
     """Return how far `P`, fitted to `h = H v + noise`, is from its limit, relative.
 
     Source: S0 section III, S1 (7) and S2 section A: `P = (H^2 + noise^2 I)^-1/2`, which is at most
@@ -117,7 +117,7 @@ def noisy_limit(noise: float, seed: int, device: torch.device) -> Figures:
     """
     hessian = _indefinite(seed, device)
     form = Dense()
-    q = form.to_dense(_fitted(form, hessian, noise, 10_000, seed))[0]
+    q = form.to_dense(_fitted(form, hessian, noise, steps, seed))[0]
     p, eye = q.mT @ q, torch.eye(_N, dtype=_REAL, device=device)
     wanted = _power(hessian @ hessian + noise**2 * eye, -0.5)
     above = torch.linalg.eigvalsh(p - _power(hessian, -1.0))[-1]

@@ -108,7 +108,7 @@ class TanhRegression(Problem):
         loss = self._error(slice(None))
         grads = torch.autograd.grad(loss, self.parameters)
         squared = sum(float(g.square().sum()) for g in grads)
-        return {"loss": float(loss), "gradient": squared}
+        return {"loss": float(loss.detach()), "gradient": squared}
 
     def _error(self, rows: Tensor | slice) -> Tensor:
         away: Tensor = self.model(self._inputs[rows]) - self._targets[rows]
