@@ -216,10 +216,10 @@ _S3_3 = Experiment(
     data=("mnist",),
     budgets={
         "quick": Budget(
-            setting=f"784-200-100-30-... on 4,000 images; {_NETWORK}; 20 epochs. {_RATES}; two "
+            setting=f"784-200-100-30-... on 4,000 images; {_NETWORK}; 15 epochs. {_RATES}; two "
             "each.",
             minutes=0.8,
-            study=_race(functools.partial(make_digits, _THIN_MNIST, 4000), 400, 20, few=True),
+            study=_race(functools.partial(make_digits, _THIN_MNIST, 4000), 300, 20, few=True),
             criteria=(below(_ESGD, _SGD, "loss"),),
         ),
         "full": Budget(
@@ -239,10 +239,10 @@ _S3_4 = Experiment(
     claim="ESGD ends lowest, RMSProp and Jacobi close.",
     budgets={
         "quick": Budget(
-            setting=f"784-100-50-25-6-... on 4,000 of our curves; {_NETWORK}; 25 epochs. "
+            setting=f"784-100-50-25-6-... on 4,000 of our curves; {_NETWORK}; 20 epochs. "
             f"{_RATES}; two each.",
             minutes=0.7,
-            study=_race(functools.partial(make_curves, _THIN, 4000), 500, 20, few=True),
+            study=_race(functools.partial(make_curves, _THIN, 4000), 400, 20, few=True),
             criteria=(below(_ESGD, _SGD, "loss"),),
         ),
         "full": Budget(

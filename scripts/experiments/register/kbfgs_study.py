@@ -114,10 +114,10 @@ _S4_5 = Experiment(
     claim="It is stable over a wide region of learning rates and dampings.",
     budgets={
         "quick": Budget(
-            setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 2 epochs, for "
+            setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 30 steps, for "
             "rates and dampings from 0.03 to 3.",
             minutes=0.8,
-            study=_grid(40),
+            study=_grid(30),
             criteria=(_robust(0.5, 1.5),),
         ),
         "full": Budget(
@@ -231,18 +231,18 @@ _S4_10 = Experiment(
     "after O(e^(-1 / (1 - b))) steps.",
     budgets={
         "quick": Budget(
-            setting="A tanh network 20-16-8-1, 500 examples in batches of 50, b = 0.6, 5,000 "
+            setting="A tanh network 20-16-8-1, 500 examples in batches of 50, b = 0.6, 1,500 "
             "steps; pairs that break the bounds are damped, not left out.",
             minutes=0.8,
             study=Measurement(
                 functions={
-                    name: functools.partial(gradient_decay, method, 0.6, 5000)
+                    name: functools.partial(gradient_decay, method, 0.6, 1500)
                     for name, method in ((_FULL, KBFGS), (_LIMITED, KBFGSL))
                 },
                 columns={
                     "slope": "slope of the least squared gradient",
-                    "early": "after 500 steps",
-                    "late": "after 5,000",
+                    "early": "after 150 steps",
+                    "late": "after 1,500",
                 },
             ),
             criteria=tuple(at_most(name, "slope", -0.4) for name in (_FULL, _LIMITED)),
