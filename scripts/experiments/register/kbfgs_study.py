@@ -77,12 +77,14 @@ def _within(method: str, figure: str, share: float) -> tuple[Criterion, Criterio
 # --- robustness ----------------------------------------------------------------------------------
 
 _GRID = (0.03, 0.1, 0.3, 1.0, 3.0)
+_DAMPINGS = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Above 1, mu_2 is so too, and the second damping divides by what may be zero."""
 _RATE_NAMES = tuple(rate_name(rate) for rate in _GRID)
 
 
 def _robust(share: float, factor: float) -> Criterion:
     def check(results: Results) -> Finding:
-        losses = [results.mean(f"damping {x:g}", name) for x in _GRID for name in _RATE_NAMES]
+        losses = [results.mean(f"damping {x:g}", name) for x in _DAMPINGS for name in _RATE_NAMES]
         good = sum(loss <= factor * min(losses) for loss in losses)
         told = f"{good} of {len(losses)}, best {min(losses):.4g}"
         return Finding(good >= share * len(losses), told)
@@ -96,7 +98,7 @@ def _grid(steps: int) -> Measurement:
             f"damping {damping:g}": functools.partial(
                 losses_by_rate, _curves, functools.partial(_one_rate, damping), _GRID, steps
             )
-            for damping in _GRID
+            for damping in _DAMPINGS
         },
         columns={name: f"loss, {name}" for name in _RATE_NAMES},
     )
@@ -114,10 +116,10 @@ _S4_5 = Experiment(
     claim="It is stable over a wide region of learning rates and dampings.",
     budgets={
         "quick": Budget(
-            setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 30 steps, for "
-            "rates and dampings from 0.03 to 3.",
+            setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 60 steps, for "
+            "rates from 0.03 to 3 and dampings from 0.01 to 1.",
             minutes=0.8,
-            study=_grid(30),
+            study=_grid(60),
             criteria=(_robust(0.5, 1.5),),
         ),
         "full": Budget(
