@@ -71,7 +71,7 @@ def _quadratics_race() -> Race:
             _DESCENT: Method(build=sgd(), rates=(1e-3, 1.9e-3)),
         },
         cases=tuple(_QUADRATICS),
-        steps=2000,
+        steps=3000,
         seeds=2,
         target="distance",
         columns={"distance": "squared distance from the minimum", "loss": "loss"},
@@ -158,7 +158,7 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting="An autoencoder of eight layers with batches of 1,000 images; medians of "
                 "interleaved steps, processor time of one thread.",
-                minutes=0.6,
+                minutes=0.3,
                 study=Measurement(
                     functions={
                         name: _cost(Method(build=build, rates=(rate,)), 1, 31)
@@ -192,7 +192,7 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting="20 parameters, condition number 1,000: as it is, with noise of 0.1 in "
                 "every gradient, and with a Hessian that turns once in 4,000 steps.",
-                minutes=0.9,
+                minutes=0.5,
                 study=_quadratics_race(),
                 criteria=(
                     *(
@@ -279,7 +279,7 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting="6 inputs, 8 sigmoid units, 2 logits of 3 classes, so that the Hessian is "
                 "not singular; 60 draws. The paper gives 100 units alone.",
-                minutes=0.2,
+                minutes=0.1,
                 study=_conditioning(network_conditioning, logistic_conditioning, 60),
                 criteria=_CONDITIONING,
             ),
@@ -333,7 +333,7 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting="As S1-4's; medians of interleaved periods of 20 steps.",
-                minutes=0.7,
+                minutes=0.2,
                 study=Measurement(
                     functions={
                         _EVERY: _cost(esgd(1e-4, (1e-4,), refresh_every=1), 1, 15),

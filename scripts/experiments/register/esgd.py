@@ -27,7 +27,7 @@ from psgd_optim.clipping import ClipJointRMS
 _THIN = (784, 100, 50, 25, 6, 25, 50, 100, 784)
 _THIN_MNIST = (784, 200, 100, 30, 100, 200, 784)
 _BATCH = 200
-_DAMPING = 1e-5
+_DAMPING = 1e-4
 _COLUMNS = {"loss": "training cross entropy", "test_error": "test error, squares per pixel"}
 _SGD, _RMSPROP, _JACOBI, _ESGD = "SGD", "RMSProp", "Jacobi SGD", "ESGD"
 _NETWORK = (
@@ -35,7 +35,7 @@ _NETWORK = (
     "incoming weights from N(0, 1), batches of 200"
 )
 _RATES = (
-    "Damping 1e-5; of the paper's random search, rates of .01, .03 and .1 for SGD and ESGD, and of "
+    "Damping 1e-4, the largest that the paper tries, as ESGD is unsteady with 1e-5; of the paper's random search, rates of .01, .03 and .1 for SGD and ESGD, and of "
     "1e-4, 3e-4 and 1e-3 for RMSProp (torch's, decay .9) and Jacobi"
 )
 _OURS = "The renderer of CURVES is not known: our curves are a substitute."
@@ -142,8 +142,8 @@ def _pixels_race(make: functools.partial[Autoencoding], steps: int) -> Race:
     return Race(
         make=make,
         methods={
-            "SGD": Method(build=sgd(), rates=(0.1, 0.3, 1.0)),
-            "Adam": Method(build=adam, rates=(1e-3, 3e-3)),
+            "SGD": Method(build=sgd(), rates=(0.1, 1.0)),
+            "Adam": Method(build=adam, rates=(1e-3,)),
             "PSGD Kronecker": Method(
                 build=newton(KRON, 0.1, init_scale=0.1, clip=clip), rates=(0.1,)
             ),
@@ -164,10 +164,10 @@ _S1_7 = Experiment(
     budgets={
         "quick": Budget(
             setting="Digits, 784-128-128-32-128-128-784 instead of 784-1024-1024-1024-196-...; "
-            "3,000 images in batches of 500 instead of 10,000 in batches of 1,000, 150 steps "
+            "3,000 images in batches of 500 instead of 10,000 in batches of 1,000, 500 steps "
             "instead of 5,000; updates clipped at a root mean square of 0.1, not a norm of 100.",
-            minutes=0.8,
-            study=_pixels_race(functools.partial(_make_pixels, _KFAC_THIN, 3000, 500), 150),
+            minutes=1.2,
+            study=_pixels_race(functools.partial(_make_pixels, _KFAC_THIN, 3000, 500), 500),
             criteria=(below("PSGD Kronecker", "SGD", "loss"),),
         ),
         "full": Budget(
@@ -188,7 +188,7 @@ _S3_2 = Experiment(
         "quick": Budget(
             setting=f"784-100-50-25-6-... on 2,000 of our curves; {_NETWORK}; 200 steps of "
             "RMSProp, looks every 100 with 50 probes instead of 100.",
-            minutes=0.5,
+            minutes=0.1,
             study=_distance_study(
                 functools.partial(make_curves, _THIN, 2000),
                 Looks(every=100, steps=200, probes=50),
@@ -216,10 +216,9 @@ _S3_3 = Experiment(
     data=("mnist",),
     budgets={
         "quick": Budget(
-            setting=f"784-200-100-30-... on 4,000 images; {_NETWORK}; 15 epochs. {_RATES}; two "
-            "each.",
-            minutes=0.8,
-            study=_race(functools.partial(make_digits, _THIN_MNIST, 4000), 300, 20, few=True),
+            setting=f"784-200-100-30-... on 4,000 images; {_NETWORK}; 15 epochs. {_RATES}.",
+            minutes=0.7,
+            study=_race(functools.partial(make_digits, _THIN_MNIST, 4000), 300, 20),
             criteria=(below(_ESGD, _SGD, "loss"),),
         ),
         "full": Budget(
@@ -241,7 +240,7 @@ _S3_4 = Experiment(
         "quick": Budget(
             setting=f"784-100-50-25-6-... on 4,000 of our curves; {_NETWORK}; 20 epochs. "
             f"{_RATES}; two each.",
-            minutes=0.7,
+            minutes=0.4,
             study=_race(functools.partial(make_curves, _THIN, 4000), 400, 20, few=True),
             criteria=(below(_ESGD, _SGD, "loss"),),
         ),
@@ -266,7 +265,7 @@ _S3_5 = Experiment(
         "quick": Budget(
             setting=f"784-200-100-30-... on 4,000 images; {_NETWORK}; after 200 steps, 100 probes "
             "on one batch, without the estimate's own noise.",
-            minutes=0.8,
+            minutes=0.3,
             study=_dominance_study(
                 functools.partial(make_digits, _THIN_MNIST, 4000),
                 Looks(every=1, steps=200, probes=100),

@@ -111,7 +111,7 @@ _S4_1 = Experiment(
             setting="784-200-100-30-... on 6,000 images in batches of 200, 4 epochs; the published "
             "settings of K-BFGS, K-BFGS(L) (.3, .3) and KFAC (1, 3), and rates of .1 for the "
             f"first two, which leave the numbers at .3 in this small network. {_FIRST}.",
-            minutes=1.2,
+            minutes=0.4,
             study=_race(
                 Recipe(sizes=_THIN_MNIST, batch_size=200),
                 functools.partial(mnist_images, 6000),
@@ -162,7 +162,7 @@ _S4_2 = Experiment(
         "quick": Budget(
             setting="Smooth fields instead of faces, 625-200-100-30-... instead of 625-2000-...; "
             f"4,000 images in batches of 200, 8 epochs. {_FIRST}.",
-            minutes=0.8,
+            minutes=0.2,
             study=_race(
                 Recipe(sizes=_THIN_FACES, batch_size=200, loss=half_squares),
                 functools.partial(face_like_images, 4000),
@@ -192,7 +192,7 @@ _S4_3 = Experiment(
         "quick": Budget(
             setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 8 epochs. "
             f"{_FIRST}.",
-            minutes=1.2,
+            minutes=0.4,
             study=_race(_CURVES_RECIPE, _CURVES_IMAGES, _on_curves(1), 160, 20),
             criteria=_CURVES_CRITERIA,
         ),
@@ -221,12 +221,12 @@ _S4_4 = Experiment(
         "quick": Budget(
             setting="784-100-50-25-6-... on 4,000 of our curves in batches of 20, a tenth of "
             f"S4-3's as in the paper, 2 epochs. {_FIRST}.",
-            minutes=0.8,
+            minutes=0.3,
             study=_race(
                 Recipe(sizes=_THIN, batch_size=20),
                 _CURVES_IMAGES,
                 {
-                    _LIMITED: kbfgs_limited(0.3, (0.3,)),
+                    _LIMITED: kbfgs_limited(0.3, (0.3, 0.1)),
                     _MOMENTUM: momentum((0.1, 0.03)),
                     _ADAM: adam(1e-3, (1e-3,)),
                 },

@@ -118,7 +118,7 @@ _S4_5 = Experiment(
         "quick": Budget(
             setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 60 steps, for "
             "rates from 0.03 to 3 and dampings from 0.01 to 1.",
-            minutes=0.8,
+            minutes=0.9,
             study=_grid(60),
             criteria=(_robust(0.5, 1.5),),
         ),
@@ -172,7 +172,7 @@ _S4_7 = Experiment(
     budgets={
         "quick": Budget(
             setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 8 epochs.",
-            minutes=0.3,
+            minutes=0.2,
             study=Measurement(
                 functions={
                     name: functools.partial(damped_pairs, _curves, method, 160)
@@ -235,7 +235,7 @@ _S4_10 = Experiment(
         "quick": Budget(
             setting="A tanh network 20-16-8-1, 500 examples in batches of 50, b = 0.6, 1,500 "
             "steps; pairs that break the bounds are damped, not left out.",
-            minutes=0.8,
+            minutes=0.2,
             study=Measurement(
                 functions={
                     name: functools.partial(gradient_decay, method, 0.6, 1500)

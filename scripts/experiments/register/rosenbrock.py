@@ -83,7 +83,7 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting="As S1-1, without gradient descent.",
                 is_faithful=True,
-                minutes=0.2,
+                minutes=0.1,
                 study=_race({_PSGD: _DENSE}),
                 criteria=(solves(_PSGD, at_least=19, of=20),),
             )
@@ -97,7 +97,7 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting="On S1-1's problem in double precision, the differences' probes of the "
                 "size of the root of the rounding error.",
-                minutes=0.6,
+                minutes=0.3,
                 study=_race({
                     _EXACT: _DENSE,
                     _DIFFERENCES: _by_differences(central=False),

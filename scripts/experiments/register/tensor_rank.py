@@ -102,7 +102,7 @@ EXPERIMENTS = (
                 setting="As in the package: 10 x 20 x 50, rank 5, 100 iterations, steps of 0.1 for "
                 "parameters and Q, Q from 0.1 I. Forms of S2 beside those of S0.",
                 is_faithful=True,
-                minutes=0.5,
+                minutes=0.4,
                 study=Race(
                     make=_make,
                     methods=_every_form(),
@@ -123,7 +123,7 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting="Kronecker products on the tensor of S0-9, for 200 iterations.",
-                minutes=0.3,
+                minutes=0.5,
                 study=Race(
                     make=_make,
                     methods=_VARIANTS,
