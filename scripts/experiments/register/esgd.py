@@ -35,7 +35,8 @@ _NETWORK = (
     "incoming weights from N(0, 1), batches of 200"
 )
 _RATES = (
-    "Damping 1e-4, the largest that the paper tries, as ESGD is unsteady with 1e-5; of the paper's random search, rates of .01, .03 and .1 for SGD and ESGD, and of "
+    "Damping 1e-4, the largest that the paper tries, as ESGD is unsteady with 1e-5; of the "
+    "paper's random search, rates of .01, .03 and .1 for SGD and ESGD, and of "
     "1e-4, 3e-4 and 1e-3 for RMSProp (torch's, decay .9) and Jacobi"
 )
 _OURS = "The renderer of CURVES is not known: our curves are a substitute."
