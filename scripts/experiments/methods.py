@@ -48,7 +48,7 @@ def psgd(
     init_scale: float | None = 1.0,
     momentum: float = 0.0,
     gate: Rate = 1.0,
-    update_first: bool = False,
+    update_first: bool = True,
     penalty: float = 0.0,
 ) -> Build:
     """Return what makes a PSGD.

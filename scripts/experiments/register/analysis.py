@@ -9,7 +9,7 @@ import torch
 from experiments.criteria import at_least, at_most, below
 from experiments.experiment import Budget, Criterion, Experiment, Finding
 from experiments.measurement import Measurement
-from experiments.methods import KRON, SCALING, fisher, newton, sgd
+from experiments.methods import KRON, SCALING, psgd, sgd
 from experiments.problem import Problem
 from experiments.problems.autoencoders import half_squares
 from experiments.problems.autoencoding import (
@@ -38,6 +38,7 @@ from experiments.register.autoencoder_methods import esgd
 from experiments.results import Results
 from experiments.training import Method, Race
 from psgd_optim import Dense, Joint
+from psgd_optim.criteria import GradientWhitening
 from psgd_optim.factors.matrix import TRIANGULAR
 from psgd_optim.geometry import EQ
 from psgd_optim.step_size import MaxEntry
@@ -45,6 +46,7 @@ from psgd_optim.step_size import MaxEntry
 _Figures = Callable[[int, torch.device], Mapping[str, float]]
 _EXACT = 1e-8
 """What rounding may come to in double precision."""
+_FISHER_TYPE = GradientWhitening(damping=1e-3)
 _PSGD, _DESCENT = "PSGD dense", "gradient descent"
 _STILL, _NOISY, _DRIFTING = "still", "noisy", "drifting"
 _QUADRATICS: Mapping[str, type[Quadratic]] = {
@@ -67,7 +69,7 @@ def _quadratics_race() -> Race:
     return Race(
         make=_quadratic,
         methods={
-            _PSGD: Method(build=newton(dense, 0.1, init_scale=0.1), rates=(0.1,)),
+            _PSGD: Method(build=psgd(dense, 0.1, init_scale=0.1), rates=(0.1,)),
             _DESCENT: Method(build=sgd(), rates=(1e-3, 1.9e-3)),
         },
         cases=tuple(_QUADRATICS),
@@ -163,10 +165,10 @@ EXPERIMENTS = (
                     functions={
                         name: _cost(Method(build=build, rates=(rate,)), 1, 31)
                         for name, build, rate in (
-                            (_NEWTON, newton(KRON, 0.01), 1e-4),
-                            (_NEWTON_SCAN, newton(SCALING, 0.01), 1e-4),
-                            (_FISHER, fisher(KRON, 0.01, 1e-3), 1e-6),
-                            (_FISHER_SCAN, fisher(SCALING, 0.01, 1e-3), 1e-6),
+                            (_NEWTON, psgd(KRON, 0.01), 1e-4),
+                            (_NEWTON_SCAN, psgd(SCALING, 0.01), 1e-4),
+                            (_FISHER, psgd(KRON, 0.01, _FISHER_TYPE), 1e-6),
+                            (_FISHER_SCAN, psgd(SCALING, 0.01, _FISHER_TYPE), 1e-6),
                         )
                     },
                     columns=_COSTS,

@@ -8,7 +8,7 @@ import torch
 from experiments.criteria import at_least, below
 from experiments.experiment import Budget, Criterion, Experiment, Finding
 from experiments.measurement import Measurement
-from experiments.methods import KRON, adam, newton, sgd
+from experiments.methods import KRON, adam, psgd, sgd
 from experiments.problems.autoencoders import CURVES_SIZES, MNIST_SIZES, half_squares
 from experiments.problems.autoencoding import (
     Autoencoding,
@@ -146,7 +146,7 @@ def _pixels_race(make: functools.partial[Autoencoding], steps: int) -> Race:
             "SGD": Method(build=sgd(), rates=(0.1, 1.0)),
             "Adam": Method(build=adam, rates=(1e-3,)),
             "PSGD Kronecker": Method(
-                build=newton(KRON, 0.1, init_scale=0.1, clip=clip), rates=(0.1,)
+                build=psgd(KRON, 0.1, init_scale=0.1, clip=clip), rates=(0.1,)
             ),
         },
         steps=steps,

@@ -4,12 +4,21 @@ import torch
 
 from experiments.criteria import at_most
 from experiments.experiment import Budget, Criterion, Experiment, Finding
-from experiments.methods import KRON, SCALING, SPARSE_LU, X_MATRICES, Build, low_rank, newton
+from experiments.methods import (
+    EXACT,
+    KRON,
+    SCALING,
+    SPARSE_LU,
+    X_MATRICES,
+    Build,
+    low_rank,
+    psgd,
+)
 from experiments.problem import Problem
 from experiments.problems.tensor_rank import TensorRank
 from experiments.results import Results
 from experiments.training import Method, Race
-from psgd_optim import PSGD, Dense, Diagonal, Fitting, Joint, Kron, Newton
+from psgd_optim import PSGD, Dense, Diagonal, Fitting, Joint, Kron
 from psgd_optim.axis_plan import SCAW
 from psgd_optim.factors.matrix import TRIANGULAR
 from psgd_optim.forms.base import Preconditioner
@@ -39,35 +48,16 @@ def _make(case: str, seed: int, device: torch.device) -> Problem:
 
 def _every_form() -> dict[str, Method]:
     return {
-        name: Method(build=newton(form, _FIT_RATE, init_scale=_SCALE), rates=(_RATE,))
+        name: Method(build=psgd(form, _FIT_RATE, init_scale=_SCALE), rates=(_RATE,))
         for name, form in _FORMS.items()
     }
 
 
-def _later(*, overlap: bool) -> Build:
-    """Return what makes an optimizer whose steps take the preconditioner of the step before."""
-
-    def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
-        fitting = Fitting(
-            precond_lr=_FIT_RATE,
-            gate=1.0,
-            init_scale=_SCALE,
-            seed=seed,
-            update_first=False,
-            overlap=overlap,
-        )
-        criterion = Newton(damping=0.0)
-        return PSGD(
-            problem.parameters,
-            lr,
-            form=KRON,
-            criterion=criterion,
-            momentum=0.0,
-            clip=(),
-            fitting=fitting,
-        )
-
-    return build
+def _beside(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+    """Return what fits its preconditioner beside the next step."""
+    fitting = Fitting(precond_lr=_FIT_RATE, gate=1.0, init_scale=_SCALE, seed=seed, overlap=True)
+    parameters = problem.parameters
+    return PSGD(parameters, lr, form=KRON, criterion=EXACT, momentum=0.0, clip=(), fitting=fitting)
 
 
 def _variant(build: Build) -> Method:
@@ -76,11 +66,11 @@ def _variant(build: Build) -> Method:
 
 _IN_TURN, _LATE, _BESIDE = "every step", "used one step later", "fitted beside the step"
 _VARIANTS = {
-    _IN_TURN: _variant(newton(KRON, _FIT_RATE, init_scale=_SCALE)),
-    _LATE: _variant(_later(overlap=False)),
-    _BESIDE: _variant(_later(overlap=True)),
-    "one step in four": _variant(newton(KRON, _FIT_RATE, init_scale=_SCALE, gate=0.25)),
-    "momentum 0.9": _variant(newton(KRON, _FIT_RATE, init_scale=_SCALE, momentum=0.9)),
+    _IN_TURN: _variant(psgd(KRON, _FIT_RATE, init_scale=_SCALE)),
+    _LATE: _variant(psgd(KRON, _FIT_RATE, init_scale=_SCALE, update_first=False)),
+    _BESIDE: _variant(_beside),
+    "one step in four": _variant(psgd(KRON, _FIT_RATE, init_scale=_SCALE, gate=0.25)),
+    "momentum 0.9": _variant(psgd(KRON, _FIT_RATE, init_scale=_SCALE, momentum=0.9)),
 }
 
 
