@@ -53,6 +53,8 @@ class PSGDConfig:
     """Probability of fitting the preconditioner in a step, once the start is over."""
     update_every_step_for: int = 500
     """Steps at the start that all fit the preconditioner."""
+    update_prob_fall: int = 1000
+    """Steps in which the probability of a fit then falls by a factor e."""
     init_scale: float | None = None
     """Scale of the preconditioner's factor at the start; None takes that of the first gradient."""
     overlap: bool = False
@@ -83,6 +85,11 @@ class PSGDConfig:
                     f"{self.name} got {name} = {getattr(self, name)}; give a number from 0 to "
                     f"{most}."
                 )
+        if self.update_prob_fall < 1:
+            raise InputError(
+                f"{self.name} got update_prob_fall = {self.update_prob_fall}; give a number of "
+                "steps of at least 1."
+            )
         # The group takes a multiple of its order of elements.
         order = self.form.order if isinstance(self.form, PermutationForm) else 1
         check(self, columns=2 * max(order, 1))
@@ -116,7 +123,12 @@ class PSGDConfig:
         """Return how the preconditioner is fitted."""
         return Fitting(
             precond_lr=Anneal(self.precond_lr, self.precond_lr_final, flat=0),
-            gate=Anneal(1.0, self.update_prob, flat=self.update_every_step_for),
+            gate=Anneal(
+                1.0,
+                self.update_prob,
+                flat=self.update_every_step_for,
+                decay=1 / self.update_prob_fall,
+            ),
             overlap=self.overlap,
             spread=self.spread,
             init_scale=self.init_scale,
@@ -153,6 +165,7 @@ _SHARED = (
     "precond_lr_final",
     "update_prob",
     "update_every_step_for",
+    "update_prob_fall",
     "init_scale",
     "overlap",
     "spread",

@@ -10,7 +10,7 @@ from experiments.problems.images import Classification
 from psgd_optim import PSGD, Fitting, Joint, Kron, LowRank, Newton, Permutation, SparseLU
 from psgd_optim.axis_plan import KRONECKER, SCAN
 from psgd_optim.clipping import Clip, ClipJointRMS
-from psgd_optim.criteria import GradientWhitening
+from psgd_optim.criteria import Criterion
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.closed_diagonal import ClosedDiagonal
 from psgd_optim.geometry import EQ
@@ -30,6 +30,8 @@ SPARSE_LU = Joint(SparseLU(rank=10))
 # gradient, and of the low-rank part's at most what the paper divides by.
 X_MATRICES = Joint(Permutation(group=X_MATRIX, normaliser=SpectralNorm()))
 TRUST_REGION = (ClipJointRMS(0.1),)
+EXACT = Newton(damping=0.0)
+"""Hessian-vector products as they are."""
 
 
 def low_rank(rank: int) -> Scope:
@@ -37,25 +39,30 @@ def low_rank(rank: int) -> Scope:
     return Joint(LowRank(rank=rank, normaliser=SpectralNorm()))
 
 
-def newton(
+def psgd(
     form: Preconditioner | Scope,
     precond_lr: Rate,
+    criterion: Criterion = EXACT,
     *,
     clip: tuple[Clip, ...] = (),
     init_scale: float | None = 1.0,
     momentum: float = 0.0,
     gate: Rate = 1.0,
+    update_first: bool = True,
     penalty: float = 0.0,
 ) -> Build:
-    """Return what makes a Newton-type optimizer without damping.
+    """Return what makes a PSGD.
 
     Args:
         form: The form.
         precond_lr: Step size of Q.
+        criterion: What it is fitted to.
         clip: Limits of the step.
         init_scale: Q starts as that times the identity; `None` takes the first sample's scale.
         momentum: Decay of the gradient's average.
         gate: Probability that a step fits Q.
+        update_first: Whether a gradient is preconditioned with the Q that has seen it, as S1 and
+            S2 do, and not with the last iteration's, as S0 does.
         penalty: Strength of an L2 penalty that a classification adds to its loss.
 
     Raises:
@@ -69,8 +76,13 @@ def newton(
                     f"Got the penalty {penalty} for {problem}, which takes none; give 0."
                 )
             problem.penalty = penalty
-        fitting = Fitting(precond_lr=precond_lr, gate=gate, init_scale=init_scale, seed=seed)
-        criterion = Newton(damping=0.0)
+        fitting = Fitting(
+            precond_lr=precond_lr,
+            gate=gate,
+            init_scale=init_scale,
+            update_first=update_first,
+            seed=seed,
+        )
         return PSGD(
             problem.parameters,
             lr,
@@ -78,31 +90,6 @@ def newton(
             criterion=criterion,
             momentum=momentum,
             clip=clip,
-            fitting=fitting,
-        )
-
-    return build
-
-
-def fisher(form: Preconditioner | Scope, precond_lr: Rate, damping: float) -> Build:
-    """Return what makes a whitening optimizer without clips and momentum: S1's Fisher type.
-
-    Args:
-        form: The form.
-        precond_lr: Step size of Q.
-        damping: In gradient units.
-    """
-
-    def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
-        fitting = Fitting(precond_lr=precond_lr, gate=1.0, init_scale=1.0, seed=seed)
-        criterion = GradientWhitening(damping=damping)
-        return PSGD(
-            problem.parameters,
-            lr,
-            form=form,
-            criterion=criterion,
-            momentum=0.0,
-            clip=(),
             fitting=fitting,
         )
 
@@ -133,8 +120,8 @@ def adam(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
 
 
 def rmsprop(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
-    """Return RMSProp with torch's defaults but for a shorter average, as in S0."""
-    return torch.optim.RMSprop(problem.parameters, lr, alpha=0.9)
+    """Return RMSProp with torch's defaults; S0's average grows longer with the steps."""
+    return torch.optim.RMSprop(problem.parameters, lr)
 
 
 def annealed(start: float, end: float, steps: int) -> Schedule:

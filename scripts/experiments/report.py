@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.experiment import INFEASIBLE, NOT_RUN, Budget, Experiment, verdict
-from experiments.results import Results, value_of
+from experiments.results import DIVERGED, Record, Results, value_of
 
 Reader = Callable[[Experiment, str], Results]
 HEAD = """# The papers' experiments
@@ -133,10 +133,18 @@ def table(budget: Budget, results: Results) -> str:
                 continue
             rate = results.best_rate(method, case)
             cells = [case] * has_cases + [method] + [_number(rate)] * has_rates + [f"{len(runs)}"]
-            cells += [_spread([value_of(run, f) for run in runs]) for f in study.columns]
+            cells += [_figure(runs, figure) for figure in study.columns]
             cells += [_default(budget, results, method, case)] * has_defaults
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _figure(runs: Sequence[Record], figure: str) -> str:
+    """Return the spread of a figure; nothing where it is of other parts of the study alone."""
+    finished = [run for run in runs if run.outcome.status != DIVERGED]
+    if finished and not any(figure in run.outcome.figures for run in finished):
+        return "-"
+    return _spread([value_of(run, figure) for run in runs])
 
 
 def _default(budget: Budget, results: Results, method: str, case: str) -> str:

@@ -5,11 +5,12 @@ minimum `c` is what every method should find. Everything is a function of seed a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from experiments.problem import Problem
 from psgd_optim.noise import noise_generator
 from psgd_optim.types import InputError
 
@@ -17,7 +18,7 @@ _REAL = torch.float64
 _START, _SOLUTION, _AXES, _ROTATION, _NOISE = range(5)  # streams of a seed
 
 
-class Quadratic:
+class Quadratic(Problem):
     """A convex quadratic with eigenvalues spread evenly on a logarithmic scale.
 
     Args:
@@ -45,7 +46,7 @@ class Quadratic:
         self._values = torch.logspace(0, math.log10(condition), size, dtype=_REAL, device=device)
         self._axes: Tensor = torch.linalg.qr(self._normal(_AXES, 0, size, size)).Q
         self._point = self._normal(_START, 0, size).requires_grad_()
-        self.parameters: Sequence[Tensor] = [self._point]
+        self.parameters = [self._point]
 
     def hessian(self, step: int) -> Tensor:
         """Return the Hessian (n, n) of a step's loss, symmetric and positive definite."""

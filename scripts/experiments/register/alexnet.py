@@ -10,7 +10,7 @@ from experiments.criteria import at_least, at_most
 from experiments.experiment import Budget, Experiment
 from experiments.fit import fit
 from experiments.measurement import Measurement
-from experiments.methods import SCALING, TRUST_REGION, newton
+from experiments.methods import SCALING, TRUST_REGION, psgd
 from experiments.problem import Problem, generator
 from experiments.problems.alexnet import alexnet
 from experiments.problems.images import seeded
@@ -56,7 +56,7 @@ def _fall(seed: int, device: torch.device) -> Mapping[str, float]:
     problem = RandomImages(seed, device)
     before = problem.evaluate()["loss"]
     # Q starts at the first sample's scale: from the paper's 0.1, five steps would get nowhere.
-    build = newton(SCALING, 0.01, clip=TRUST_REGION, init_scale=None)
+    build = psgd(SCALING, 0.01, clip=TRUST_REGION, init_scale=None)
     fit(problem, Method(build=build, rates=(0.1,)), 5, seed)
     after = problem.evaluate()["loss"]
     return {"before": before, "after": after, "fall": before - after}

@@ -15,7 +15,7 @@ from experiments.methods import (
     SCALING,
     SPARSE_LU,
     Build,
-    newton,
+    psgd,
     rmsprop,
     sgd,
 )
@@ -30,14 +30,13 @@ from psgd_optim.schedules import Every, LogPeriod
 from psgd_optim.scope import Scope
 from psgd_optim.types import Rate
 
-_PAPER = "Preconditioned stochastic gradient descent"
 _DATA = ("cifar10_subset",)
 _PART = "10,000 of the 50,000 training images and 2,000 of the 10,000 test images are there."
 _CLIP: tuple[Clip, ...] = (ClipNorm(10.0),)
 
 
 def _psgd(form: Preconditioner | Scope, clip: tuple[Clip, ...] = (), gate: Rate = 1.0) -> Build:
-    return newton(form, 0.01, clip=clip, gate=gate)
+    return psgd(form, 0.01, clip=clip, gate=gate)
 
 
 def _task(batch_size: int, *, moved: bool = False) -> Task:

@@ -8,7 +8,7 @@ import torch
 from experiments.criteria import at_least, below
 from experiments.experiment import Budget, Criterion, Experiment, Finding
 from experiments.measurement import Measurement
-from experiments.methods import KRON, TRUST_REGION, newton, sgd
+from experiments.methods import KRON, TRUST_REGION, psgd, sgd
 from experiments.problems.lenet_study import (
     Sizes,
     agreement,
@@ -19,13 +19,10 @@ from experiments.problems.lenet_study import (
 from experiments.results import Results
 from experiments.training import Method, falling
 
-_PAPER = "Curvature-informed SGD via general purpose Lie-group preconditioners"
 _SGD, _PSGD, _BOTH = "SGD", "PSGD", "SGD against PSGD"
 _METHODS = {
     _SGD: Method(build=sgd(0.9), rates=(0.05,), schedule=falling(0.01)),
-    _PSGD: Method(
-        build=newton(KRON, 0.01, clip=TRUST_REGION), rates=(0.1,), schedule=falling(0.01)
-    ),
+    _PSGD: Method(build=psgd(KRON, 0.01, clip=TRUST_REGION), rates=(0.1,), schedule=falling(0.01)),
 }
 _QUICK = Sizes(images=6000, subset=1000, epochs=4, subset_epochs=8)
 _SMALL = Sizes(images=3000, subset=1000, epochs=6, subset_epochs=6)

@@ -7,14 +7,13 @@ import torch
 from experiments.criteria import below
 from experiments.data import mnist
 from experiments.experiment import Budget, Experiment
-from experiments.methods import X_MATRICES, annealed, low_rank, newton, sgd
+from experiments.methods import X_MATRICES, annealed, low_rank, psgd, sgd
 from experiments.problem import Problem
 from experiments.problems.images import Classification, Task, to_unit
 from experiments.problems.logistic import LimitedMemoryBFGS, QuadraticLogits, halved, redraw
 from experiments.training import Method, Race, falling
 
 BATCH = 500
-_PAPER = "Curvature-informed SGD via general purpose Lie-group preconditioners"
 _LARGE = "28"
 """The case of the paper: 6,154,400 weights."""
 _COLUMNS = {"loss": "training loss", "error": "test error, %"}
@@ -57,8 +56,8 @@ def _race(
     methods = {
         _SGD: Method(build=sgd(), rates=(0.5,), schedule=falls),
         _BFGS: Method(build=_bfgs, rates=(0.1,), schedule=falls),
-        _LRA: Method(build=newton(low_rank(10), fits), rates=(lr,), schedule=falls),
-        _XMAT: Method(build=newton(X_MATRICES, fits), rates=(lr,), schedule=falls),
+        _LRA: Method(build=psgd(low_rank(10), fits), rates=(lr,), schedule=falls),
+        _XMAT: Method(build=psgd(X_MATRICES, fits), rates=(lr,), schedule=falls),
     }
     return Race(
         make=functools.partial(make, count),

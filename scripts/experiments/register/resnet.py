@@ -13,7 +13,7 @@ from experiments.data import Labelled, cifar10
 from experiments.experiment import Budget, Criterion, Experiment
 from experiments.fit import fit
 from experiments.measurement import Measurement
-from experiments.methods import cosine, low_rank, newton, sgd
+from experiments.methods import cosine, low_rank, psgd, sgd
 from experiments.problem import Problem
 from experiments.problems.cifar import crop_and_flip, standardised
 from experiments.problems.corruption import (
@@ -28,7 +28,6 @@ from experiments.problems.images import Classification, Task, seeded
 from experiments.problems.resnet import resnet
 from experiments.training import Method, Race
 
-_PAPER = "Curvature-informed SGD via general purpose Lie-group preconditioners"
 _DATA = ("cifar10_subset",)
 _IMAGES, _TESTED, _BATCH, _STEPS = 1000, 1000, 32, 128
 PLAIN, BARE = "shortcuts", "no shortcuts"
@@ -98,7 +97,7 @@ def _mislabelled(case: str, seed: int, device: torch.device) -> Problem:
 METHODS: Mapping[str, Method] = {
     _SGD: Method(build=sgd(0.9, 5e-4), rates=(0.1, 0.02), schedule=cosine),
     _PSGD: Method(
-        build=newton(low_rank(10), 0.1, momentum=0.9, gate=0.5, penalty=2e-2),
+        build=psgd(low_rank(10), 0.1, momentum=0.9, gate=0.5, penalty=2e-2),
         rates=(0.02, 0.1),
         schedule=cosine,
     ),

@@ -50,6 +50,7 @@ def test_settings_reach_the_optimizer() -> None:
     config = PSGDConfig(
         lr=0.5, momentum=0.8, criterion=GradientCriterion(damping=1e-3), precond_lr=0.3,
         precond_lr_final=0.2, update_prob=0.2, update_every_step_for=7, clip_rms=2.0,
+        update_prob_fall=50,
         form=KronForm(max_size=9, max_skew=3.0), clip_element=5.0, init_scale=0.7,
         spread=True, nesterov=True, max_memory_gb=2.0,
     )  # fmt: skip
@@ -61,7 +62,7 @@ def test_settings_reach_the_optimizer() -> None:
     assert optimizer.form == Kron(max_size=9, max_skew=3.0)
     assert optimizer.clip == (ClipRMS(2.0), ClipElement(5.0))
     assert optimizer.fitting == Fitting(
-        precond_lr=Anneal(0.3, 0.2, flat=0), gate=Anneal(1.0, 0.2, flat=7), spread=True,
+        precond_lr=Anneal(0.3, 0.2, flat=0), gate=Anneal(1.0, 0.2, flat=7, decay=0.02), spread=True,
         init_scale=0.7, seed=4, max_memory=2.0 * 2**30,
     )  # fmt: skip
 
@@ -177,6 +178,7 @@ def test_settings_of_forms_reach_them() -> None:
         ({"momentum": 1.5}, "momentum = 1.5"),
         ({"precond_lr": 1.5}, "precond_lr"),
         ({"update_prob": 2.0}, "update_prob = 2.0"),
+        ({"update_prob_fall": 0}, "update_prob_fall = 0"),
         ({"clip_rms": 0.0}, "limit 0.0"),
         ({"trust_region": 0.0}, "TrustRegion got the limit 0.0"),
         ({"lr": float("nan")}, "lr = nan"),
