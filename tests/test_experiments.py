@@ -307,3 +307,19 @@ def test_an_experiment_without_a_budget_says_why(bowls, tmp_path):
 def test_the_page_names_every_registered_experiment():
     text = page(list(EXPERIMENTS.values()), lambda e, b: Results([], ""), {})
     assert all(f"### {experiment.id} " in text for experiment in EXPERIMENTS.values())
+
+
+def test_the_documentation_is_what_the_stored_runs_give():
+    root = Path(__file__).parents[1]
+    figures = root / "docs" / "figures" / "experiments"
+    pictures = {
+        f"{experiment.id}.{name}": f"figures/experiments/{experiment.id}_{name}.png"
+        for experiment in EXPERIMENTS.values()
+        for name in experiment.budgets
+        if (figures / f"{experiment.id}_{name}.png").is_file()
+    }
+    stored = root / "results" / "experiments"
+    text = page(
+        list(EXPERIMENTS.values()), lambda e, b: runner.read_results(e, b, stored), pictures
+    )
+    assert (root / "docs" / "experiments.md").read_text(encoding="utf-8").strip() == text.strip()
