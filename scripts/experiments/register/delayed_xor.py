@@ -85,7 +85,11 @@ S2_17 = Experiment(
         "quick": Budget(
             setting="RNN, T = 10 of 32 to 112, at most 5 000 of 100 000 iterations, two seeds.",
             study=_race(_METHODS, 5000, 2, ("RNN, T=10",)),
-            criteria=(solves(PSGD_NAME, at_least=1, of=2, case="RNN, T=10"),),
+            criteria=(
+                solves(PSGD_NAME, at_least=1, of=2, case="RNN, T=10"),
+                never_solves("SGD", case="RNN, T=10"),
+                never_solves("Adam", case="RNN, T=10"),
+            ),
             minutes=1.5,
         ),
         "full": Budget(
