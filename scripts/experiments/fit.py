@@ -1,13 +1,9 @@
 """Training outside of a race: for measurements that look into it, or go on with it."""
 
-import functools
 from collections.abc import Callable
 
-import torch
-
 from experiments.problem import Problem
-from experiments.training import Method
-from psgd_optim.tools.stepping import take_step
+from experiments.training import Method, train
 
 
 def _nothing(step: int) -> None:
@@ -32,11 +28,5 @@ def fit(
         after: Called after every step with the number of steps done.
         first: The number of the first step, which says what its batch is.
     """
-    rate = method.rates[0]
-    optimizer: torch.optim.Optimizer = method.build(problem, rate, seed)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * method.schedule(step / steps)
-        loss = functools.partial(problem.loss, first + step)
-        take_step(optimizer, problem.parameters, loss, method.max_norm)
-        after(step + 1)
+    for done, _ in train(problem, method, method.rates[0], seed, steps, first):
+        after(done)

@@ -1,7 +1,8 @@
 """A race: methods, each at its best of a few learning rates, on the same draws of a problem."""
 
+import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,30 @@ class Method:
     """Factor of the learning rate by progress in [0, 1]."""
 
 
+def train(
+    problem: Problem, method: Method, rate: float, seed: int, steps: int, first: int = 0
+) -> Iterator[tuple[int, Tensor]]:
+    """Train step by step.
+
+    Args:
+        problem: Its parameters are changed.
+        method: How to step.
+        rate: Learning rate, before the schedule.
+        seed: Of the optimizer.
+        steps: How many.
+        first: The number of the first step, which says what its batch is.
+
+    Yields:
+        The number of steps done, and the loss before the last one, 0-D.
+    """
+    optimizer = method.build(problem, rate, seed)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * method.schedule(step / steps)
+        loss_of = functools.partial(problem.loss, first + step)
+        yield step + 1, take_step(optimizer, problem.parameters, loss_of, method.max_norm)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Race(Contest):
     """Methods on the same draws of a problem."""
@@ -64,23 +89,18 @@ class Race(Contest):
             return self._control(problem, key)
         method = self.methods[key.method]
         rate = method.rates[0] if key.rate is None else key.rate
-        optimizer = method.build(problem, rate, key.seed)
         curve: list[tuple[float, float]] = []
-        for step in range(key.steps):
-            factor = method.schedule(step / key.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
-            loss = _step(optimizer, problem, step, method.max_norm)
-            is_due = self.evaluate_every and (step + 1) % self.evaluate_every == 0
-            if not is_due and step + 1 < key.steps:
+        for done, loss in train(problem, method, rate, key.seed, key.steps):
+            is_due = self.evaluate_every and done % self.evaluate_every == 0
+            if not is_due and done < key.steps:
                 continue
             figures = dict(problem.evaluate())
             if not (math.isfinite(float(loss)) and math.isfinite(figures[self.target])):
-                return Outcome(figures={"steps": step + 1}, status=DIVERGED, curve=_thinned(curve))
-            curve.append((step + 1, figures[self.target]))
+                return Outcome(figures={"steps": done}, status=DIVERGED, curve=_thinned(curve))
+            curve.append((done, figures[self.target]))
             if figures[self.target] <= self.solved:
                 break
-        return self._outcome(figures, step + 1, curve)
+        return self._outcome(figures, done, curve)
 
     def _outcome(
         self, figures: Mapping[str, float], steps: int, curve: Sequence[tuple[float, float]]
@@ -110,7 +130,3 @@ def _thinned(curve: Sequence[tuple[float, float]]) -> Sequence[tuple[float, floa
     if curve and kept[-1] != curve[-1]:
         kept.append(curve[-1])
     return [(step, float(f"{value:.5g}")) for step, value in kept]
-
-
-def _step(optimizer: torch.optim.Optimizer, problem: Problem, step: int, max_norm: float) -> Tensor:
-    return take_step(optimizer, problem.parameters, lambda: problem.loss(step), max_norm)
