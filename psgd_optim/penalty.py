@@ -24,7 +24,7 @@ def l2_penalty(parameters: Iterable[Tensor], strength: float) -> Tensor:
     Raises:
         ValueError: If the strength is negative or not a number, or there are no parameters.
 
-    Source: S2, weight decay in the experiments; algorithms.md section 3.9.
+    Source: S2, weight decay in the experiments.
 
     >>> w = torch.tensor([3.0, 4.0], requires_grad=True)
     >>> l2_penalty([w], 0.1).item()

@@ -118,7 +118,7 @@ class LogPeriod:
     `max(floor(log10 t), 1)`: at each of the first 100 steps, then at every second up to 1000, at
     every third up to 10 000. In 500 000 steps it opens 106 050 times.
 
-    Source: S0 experiment 4; algorithms.md section 3.5. Deviation: none, but that steps count
+    Source: S0 experiment 4. Deviation: none, but that steps count
     from 0 here: the source's `t` is `step + 1`.
 
     >>> [t for t in range(97, 107) if LogPeriod()(t - 1)]

@@ -95,7 +95,7 @@ class CellInputLSTM(_CellInput):
     Raises:
         ValueError: If a size is below 1 or the standard deviation is negative.
 
-    Source: S0, the experiments' code of 2020; algorithms.md section 5. Deviation: the transpose,
+    Source: S0, the experiments' code of 2020. Deviation: the transpose,
     with the rows in the order of `AffineLSTM`.
 
     >>> CellInputLSTM(2, 30).weight.shape
@@ -131,7 +131,7 @@ class PeepholeLSTM(_CellInput):
     Raises:
         ValueError: If a size is below 1 or the standard deviation is negative.
 
-    Source: S0 experiment 2, by its code of 2018; algorithms.md section 5. Deviation: the
+    Source: S0 experiment 2, by its code of 2018. Deviation: the
     transpose.
 
     >>> sum(p.numel() for p in PeepholeLSTM(2, 30).parameters())

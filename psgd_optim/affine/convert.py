@@ -56,7 +56,7 @@ def to_affine(module: nn.Module, leave: Collection[str] = ()) -> nn.Module:
             buffers that are not its own, or cannot be one matrix (see the twins), or if a name in
             `leave` is of no submodule. The module is then as it was.
 
-    Source: S0 section IV.A; algorithms.md section 5.
+    Source: S0 section IV.A.
 
     >>> model = to_affine(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)))
     >>> [tuple(p.shape) for p in model.parameters()]

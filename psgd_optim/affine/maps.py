@@ -26,7 +26,7 @@ class AffineLinear(Affine):
     Raises:
         ValueError: If weight and bias differ in dtype, device or `requires_grad`.
 
-    Source: S0 section IV.A (15); algorithms.md section 5.
+    Source: S0 section IV.A (15).
 
     >>> AffineLinear(nn.Linear(3, 2)).weight.shape
     torch.Size([2, 4])
@@ -111,7 +111,7 @@ class AffineConv2d(_Convolution):
     Raises:
         ValueError: If weight and bias differ in dtype, device or `requires_grad`.
 
-    Source: S0 section IV.A; algorithms.md section 5.
+    Source: S0 section IV.A.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -173,7 +173,7 @@ class AffineConvTranspose2d(_Convolution):
     Raises:
         ValueError: If weight and bias differ in dtype, device or `requires_grad`.
 
-    Source: S0, the experiments' code; algorithms.md section 5. Deviation: S0 stores the
+    Source: S0, the experiments' code. Deviation: S0 stores the
     transpose, as it does for every layer.
     """
 

@@ -61,7 +61,7 @@ class AffineRNN(OneMatrix):
     Raises:
         ValueError: If the parameters of one layer differ in dtype, device or `requires_grad`.
 
-    Source: S0 section IV.A; algorithms.md section 5.
+    Source: S0 section IV.A.
     """
 
     def __init__(self, layer: nn.RNN) -> None:
@@ -101,7 +101,7 @@ class AffineLSTM(OneMatrix):
         ValueError: If the layer has a `proj_size`, or the parameters of one layer differ in
             dtype, device or `requires_grad`.
 
-    Source: S1 section 7.3; algorithms.md section 5.
+    Source: S1 section 7.3.
     """
 
     states = 2
@@ -145,7 +145,7 @@ class AffineGRU(Unrolled):
     Raises:
         ValueError: If the parameters of one map differ in dtype, device or `requires_grad`.
 
-    Source: S0 section IV.A names the GRU; algorithms.md section 5 gives no form for it.
+    Source: S0 section IV.A names the GRU, and gives no form for it.
     """
 
     def __init__(self, layer: nn.GRU) -> None:

@@ -44,7 +44,7 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
     Raises:
         InputError: If a number is outside its range, or the model has other parameters.
 
-    Source: S4 Algorithm 2 and section 6, with what algorithms.md section 7 gives of the appendix.
+    Source: S4 Algorithm 2 and section 6.
     Deviation: for layers with positions, see `layers.input_moment`.
     """
 

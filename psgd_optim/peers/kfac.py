@@ -38,7 +38,7 @@ class KFAC(KroneckerOptimizer):
     Raises:
         InputError: If a number is outside its range, or the model has other parameters.
 
-    Source: S4 section 6 and Table 2, with what algorithms.md section 7.5 gives of the appendix.
+    Source: S4 section 6 and Table 2.
     Deviation: the targets' loss shares the forward pass; layers with positions: see
     `layers.input_moment`.
     """

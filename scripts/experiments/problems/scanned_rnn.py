@@ -24,7 +24,7 @@ class ScannedRNN(nn.Module):
     Args:
         weight: (H, X + H + 1), the initial values; the last column is the bias.
 
-    Source: S0 IV.A and S2; algorithms.md section 5. The function is `AffineRNN`'s.
+    Source: S0 IV.A and S2. The function is `AffineRNN`'s.
     """
 
     def __init__(self, weight: Tensor) -> None:
