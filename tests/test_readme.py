@@ -83,7 +83,7 @@ def test_the_installations_are_possible() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     offline = ["--dry-run", "--quiet", "--no-deps", "--no-build-isolation"]
     wanted = [args[1] for name, *args in commands() if name == "pip"]
-    assert wanted == [".", ".[lm,cli]", ".[rl,cli]"]
+    assert wanted == [".", ".[lm,cli]", ".[rl,cli]", ".[lm,rl,cli]"]
     for target in wanted:
         subprocess.run(
             [sys.executable, "-m", "pip", "install", *offline, target], cwd=ROOT, check=True
