@@ -11,7 +11,6 @@ from torch import Tensor
 from psgd_optim.forms.base import Preconditioner, check_parts, state_dtype
 from psgd_optim.group_gradient import VectorGradient
 from psgd_optim.linalg import (
-    abs_square,
     both,
     finite_rows,
     keep_rows,
@@ -139,19 +138,22 @@ class LowRank(Preconditioner):
             raise ValueError("LowRank got a probe without v; give one, as needs_v says.")
         q = self._factor(state, probe.h, balanced=True)
         dtype = q.pair.dtype
-        left, right = q.terms(probe.h.flatten(1).to(dtype), probe.v.flatten(1).to(dtype))
+        core = q.core()
+        left, right = q.terms(core, probe.h.flatten(1).to(dtype), probe.v.flatten(1).to(dtype))
         if self.order is Order.SCALE_LAST:
             left, right = right, left
         gradient = VectorGradient(*(real_product(s, t) for s, t in right))
         bound = self.normaliser.grow(state["l_scale"], gradient)
         d = q.scale - (rate / bound)[:, None] * gradient.left(q.scale)
         coin = draws["coin"]
-        move, low_rank = _pair_move(q, left, coin)
+        columns, rows, low_rank = _pair_move(q, core, left, coin)
         is_moved = coin[:, None] == torch.arange(2, device=coin.device)  # (B, 2)
         old = state["l_pair"].take_along_dim(coin[:, None], dim=1)[:, 0]
         pair_bound = self.normaliser.grow(old, low_rank)
         step = torch.where(is_moved, (rate / pair_bound)[:, None], 0.0)
-        pair = q.pair - step[..., None, None] * move[:, None]
+        pair = q.pair  # balancing made a copy
+        for k, share in enumerate(step.unbind(dim=1)):
+            pair[:, k].baddbmm_(columns.mT, -share[:, None, None] * rows)
         bounds = torch.where(is_moved, pair_bound[:, None], state["l_pair"])
         # A sample too large for its squares, or its products, says nothing: its row stays.
         bounded = known((bound < math.inf) & (pair_bound < math.inf))
@@ -215,7 +217,11 @@ class _Factor(NamedTuple):
             return self.scale * self._plus(x, 1)
         return self._plus(self.scale * x, 1)
 
-    def terms(self, h: Tensor, v: Tensor) -> tuple[Terms, Terms]:
+    def core(self) -> Tensor:
+        """Return `V^H U`, (B, r, r)."""
+        return self.pair[:, 1].mH @ self.pair[:, 0]
+
+    def terms(self, core: Tensor, h: Tensor, v: Tensor) -> tuple[Terms, Terms]:
         """Return the gradients of moves on the left and on the right of `Q`.
 
         They are `a a^H - b b^H` and `p h^H - v w^H` with `a = Q h`, `p = Q^H a`,
@@ -223,7 +229,6 @@ class _Factor(NamedTuple):
         """
         a = self.times(h)
         p = self.adjoint_times(a)
-        core = self.pair[:, 1].mH @ self.pair[:, 0]  # V^H U, (B, r, r)
         eye = torch.eye(core.shape[-1], dtype=core.dtype, device=core.device)
         # The unchecked factorisation does not wait for the device; det(I + V^H U) stays above 0.
         lu, pivots, _ = torch.linalg.lu_factor_ex(core + eye)
@@ -246,43 +251,67 @@ class _Factor(NamedTuple):
         return x - matvec(self.pair[:, k], y)
 
 
-def _pair_move(q: _Factor, terms: Terms, coin: Tensor) -> tuple[Tensor, LowRankGradient]:
-    """Return the direction in which `U` or `V` moves, (B, N, r), and the gradient behind it.
+def _pair_move(
+    q: _Factor, core: Tensor, terms: Terms, coin: Tensor
+) -> tuple[Tensor, Tensor, LowRankGradient]:
+    """Return the direction in which `U` or `V` moves, and the gradient behind it.
 
     With `G` the gradient of the terms, `M` the matrix that moves, `W` the other one and
     `X = G W` (for `V`, `G^H W`), the move along `X W^H` is `X (I + W^H M)` where it acts on the
-    outer side of `I + U V^H`, and `X + M W^H X` on the inner side. Both are of rank two.
+    outer side of `I + U V^H`, and `X + M W^H X` on the inner side. Both are of rank two. No copy
+    of `M` or of `W` is made, only of what they are multiplied with.
+
+    Args:
+        q: The factors.
+        core: (B, r, r), `V^H U`.
+        terms: Of the gradient.
+        coin: (B,), 0 where `U` moves, 1 where `V` does.
+
+    Returns:
+        The direction's columns (B, 2, N) and rows (B, 2, r), whose outer products add up to it,
+        and the gradient.
     """
-    index = coin[:, None, None, None]
-    moved = q.pair.take_along_dim(index, dim=1)[:, 0]  # (B, N, r)
-    fixed = q.pair.take_along_dim(1 - index, dim=1)[:, 0]
-    core = fixed.mH @ moved  # (B, r, r)
-    moves_u = (coin == 0)[:, None]
+    first, second = (torch.stack(pair, dim=1) for pair in zip(*terms, strict=True))  # (B, 2, N)
+    moves_u = (coin == 0)[:, None, None]
     outer = moves_u if q.order is Order.SCALE_FIRST else ~moves_u
-    columns, rows, vectors = [], [], []
-    for first, second in terms:
-        s, t = torch.where(moves_u, first, second), torch.where(moves_u, second, first)
-        y = matvec(fixed.mH, t)  # (B, r)
-        rows.append(torch.where(outer, y + matvec(core.mH, y), y))
-        columns.append(torch.where(outer, s, s + matvec(moved, matvec(fixed.mH, s))))
-        vectors += [s, matvec(fixed, y)]
-    right = torch.stack((rows[0], -rows[1]), dim=2)  # (B, r, 2)
-    return torch.stack(columns, dim=2) @ right.mH, LowRankGradient(*vectors)
+    s, t = torch.where(moves_u, first, second), torch.where(moves_u, second, first)
+    u, v = q.pair.unbind(dim=1)
+    st = torch.cat((s, t), dim=1)
+    by_fixed = torch.where(moves_u, st @ v.conj(), st @ u.conj())  # (B, 4, r)
+    s_fixed, t_fixed = torch.split(by_fixed, 2, dim=1)
+    to_moved = torch.where(moves_u, core, core.mH).conj()  # (W^H M)^*: rows times it
+    rows = t_fixed + torch.where(outer, t_fixed @ to_moved, 0)  # (B, 2, r)
+    # M (W^H s), for the columns of the inner side, and W (W^H t).
+    nothing = torch.zeros_like(s_fixed)
+    by_moved = torch.cat((torch.where(outer, 0, s_fixed), nothing), dim=1)
+    by_other = torch.cat((nothing, t_fixed), dim=1)
+    for_u = torch.where(moves_u, by_moved, by_other)
+    for_v = torch.where(moves_u, by_other, by_moved)
+    images = torch.baddbmm(for_u @ u.mT, for_v, v.mT)  # (B, 4, N)
+    more, x = torch.split(images, 2, dim=1)
+    gradient = LowRankGradient(s[:, 0], x[:, 0], s[:, 1], x[:, 1])
+    plus, minus = rows.conj().unbind(dim=1)
+    return s + more, torch.stack((plus, -minus), dim=1), gradient
 
 
 def _balance(pair: Tensor) -> Tensor:
-    """Return `U` and `V` of equal norms, and with Gram matrices one step closer to each other.
+    """Return copies of `U` and `V` of equal norms, with Gram matrices one step closer.
 
     `U V^H` changes by a factor of `I + E^4 / 4` with `|E| <= 0.1`. Where one of them is zero,
     nothing changes. Source: anchors 8.5.
     """
-    trace = abs_square(pair).sum(dim=(2, 3))  # (B, 2), of U^H U and V^H V
+    gram = pair.mH @ pair  # (B, 2, r, r)
+    trace = gram.diagonal(dim1=2, dim2=3).real.sum(dim=2)  # (B, 2), of U^H U and V^H V
     alive = (trace > 0).all(dim=1)
     rho = torch.where(alive, trace[:, 0] / trace[:, 1], 1.0).pow(0.25)
     scales = torch.stack((1 / rho, rho), dim=1)  # (B, 2)
-    total = (trace * scales.square()).sum(dim=1) + torch.finfo(trace.dtype).tiny
-    pair = pair * scales[..., None, None]
-    gram = pair.mH @ pair  # (B, 2, r, r)
+    squares = scales.square()
+    total = (trace * squares).sum(dim=1) + torch.finfo(trace.dtype).tiny
+    gram = gram * per_block(squares, gram)
     e = per_block(torch.where(alive, 0.1 / total, 0.0), gram[:, 0]) * (gram[:, 0] - gram[:, 1])
     bend = 0.5 * e @ e
-    return pair + pair @ torch.stack((bend - e, bend + e), dim=1)
+    moves = torch.stack((bend - e, bend + e), dim=1) * per_block(scales, gram)
+    # The small part alone goes through a product, which may be one of low precision.
+    balanced = pair * per_block(scales, pair)
+    balanced.flatten(0, 1).baddbmm_(pair.flatten(0, 1), moves.flatten(0, 1))
+    return balanced
