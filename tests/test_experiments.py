@@ -15,6 +15,7 @@ from experiments.experiment import (
     NOT_RUN,
     REDUCED,
     REPRODUCED,
+    UNTESTED,
     Budget,
     Experiment,
     by_id,
@@ -150,6 +151,8 @@ def test_verdicts():
     assert verdict(budget(study, (good,), is_faithful=True), results)[0] == REPRODUCED
     assert verdict(budget(study, (good,)), results)[0] == REDUCED
     assert verdict(budget(study, (good, bad)), results)[0] == MISSED
+    assert verdict(budget(study, (good,), tests_claim=False), results)[0] == UNTESTED
+    assert verdict(budget(study, (bad,), tests_claim=False), results)[0] == MISSED
     assert verdict(budget(study, (good,)), Results([], "loss")) == (NOT_RUN, ())
 
 

@@ -10,7 +10,7 @@ import torch
 from experiments.results import Key, Outcome, Results
 
 REPRODUCED, REDUCED, MISSED = "reproduced", "reproduced, reduced", "not reproduced"
-NOT_RUN, INFEASIBLE = "not run", "not feasible here"
+UNTESTED, NOT_RUN, INFEASIBLE = "runs, claim not tested", "not run", "not feasible here"
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Budget:
     criteria: Sequence[Criterion]
     is_faithful: bool = False
     """Whether model, data and length are the paper's."""
+    tests_claim: bool = True
+    """Whether a paper's claim could fail in it; else it shows only that all parts work."""
     minutes: float
     """About how long it takes on two CPU cores."""
 
@@ -101,13 +103,16 @@ def verdict(budget: Budget, results: Results) -> tuple[str, Sequence[Finding]]:
         results: What came of it.
 
     Returns:
-        `NOT_RUN` while runs are missing; else whether every criterion holds.
+        `NOT_RUN` while runs are missing; `MISSED` if any criterion does not hold; else how much
+        that says.
     """
     if budget.study.next_keys(results):
         return NOT_RUN, ()
     findings = [criterion.check(results) for criterion in budget.all_criteria()]
     if not all(finding.holds for finding in findings):
         return MISSED, findings
+    if not budget.tests_claim:
+        return UNTESTED, findings
     return (REPRODUCED if budget.is_faithful else REDUCED), findings
 
 

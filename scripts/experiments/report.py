@@ -19,6 +19,7 @@ This page is made by `python scripts/reproduce.py report` out of `results/experi
 - **reproduced**: every criterion holds, with the paper's model, data and length.
 - **reproduced, reduced**: every criterion holds in a smaller setting, which the text describes.
 - **not reproduced**: a criterion does not hold; the evidence stands beside it.
+- **runs, claim not tested**: all parts work, in a setting too small to tell anything of the claim.
 - **not feasible here**: the data are not to be had, or a CPU would take days.
 
 Every rate of a method is tried with the first seed, and the best one runs with the others too. The
