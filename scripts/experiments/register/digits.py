@@ -14,6 +14,7 @@ from experiments.methods import (
     SPARSE_LU,
     TRUST_REGION,
     X_MATRICES,
+    Build,
     adam,
     annealed,
     low_rank,
@@ -27,6 +28,8 @@ from experiments.problems.lenet import lenet5, nested_digits, tanh_cnn
 from experiments.training import Method, Race, falling
 from psgd_optim.clipping import Clip, ClipNorm
 from psgd_optim.criteria import GradientWhitening
+from psgd_optim.forms.base import Preconditioner
+from psgd_optim.scope import Scope
 
 _FISHER = GradientWhitening(damping=5e-4)
 EPOCH = 938
@@ -84,18 +87,22 @@ def _race(names: tuple[str, ...], epochs: float, seeds: int) -> Race:
 _FIRST = (_MOMENTUM, "Adam", "PSGD Fisher Kron", _KRON)
 _SECOND = (_MOMENTUM, _KRON, _XMAT, _LRA)
 _RANKS = tuple(f"PSGD Newton LRA {rank}" for rank in (0, 1, 2, 5, 10))
-_SHORT = "Two thirds of an epoch instead of ten and one seed; else as in the paper"
+_BY_STEP = "the rates fall with every step, not with every epoch"
+
+
+def _last_q(form: Preconditioner | Scope) -> Build:
+    """Return what makes S0's PSGD, which steps with the last iteration's `Q`."""
+    return psgd(form, 0.01, clip=(ClipNorm(10.0),), update_first=False)
 
 
 def _tanh_race(width: int, batch_size: int, count: int, steps: int, names: tuple[str, ...]) -> Race:
-    clip = (ClipNorm(10.0),)
     methods = {
-        "SGD": Method(build=sgd(), rates=(0.05,)),
+        "SGD": Method(build=sgd(), rates=(0.05, 0.2)),
         "RMSProp": Method(build=rmsprop, rates=(2e-4, 2e-3)),
-        "ESGD": Method(build=psgd(EQUILIBRATION, 0.01, clip=clip), rates=(0.02,)),
-        "SCAN": Method(build=psgd(SCALING, 0.01, clip=clip), rates=(0.02,)),
-        "SPLU": Method(build=psgd(SPARSE_LU, 0.01, clip=clip), rates=(0.02,)),
-        "Kron": Method(build=psgd(KRON, 0.01, clip=clip), rates=(0.02, 0.1)),
+        "ESGD": Method(build=_last_q(EQUILIBRATION), rates=(0.02,)),
+        "SCAN": Method(build=_last_q(SCALING), rates=(0.02,)),
+        "SPLU": Method(build=_last_q(SPARSE_LU), rates=(0.02,)),
+        "Kron": Method(build=_last_q(KRON), rates=(0.02, 0.1)),
     }
 
     def make(case: str, seed: int, device: torch.device) -> Problem:
@@ -131,17 +138,22 @@ EXPERIMENTS = (
         data=("mnist",),
         budgets={
             "quick": Budget(
-                setting=f"{_SHORT}.",
-                minutes=1.0,
-                study=_race(_FIRST, 2 / 3, 1),
-                criteria=(at_most(_KRON, "error", 4.0), below(_KRON, _MOMENTUM, "error")),
+                setting=f"Two epochs instead of ten and one seed; {_BY_STEP}.",
+                minutes=1.2,
+                study=_race(_FIRST, 2, 1),
+                criteria=(below(_KRON, _MOMENTUM, "error"),),
             ),
             "full": Budget(
-                setting="As in the paper, with five seeds instead of ten.",
+                setting=f"As in the paper, with five seeds instead of ten; {_BY_STEP}.",
                 is_faithful=True,
-                minutes=63.0,
+                minutes=50.0,
                 study=_race(_FIRST, 10, 5),
-                criteria=(at_most(_KRON, "error", 0.85), below(_KRON, _MOMENTUM, "error")),
+                criteria=(
+                    at_most(_KRON, "error", 0.85),
+                    below(_KRON, _MOMENTUM, "error"),
+                    below(_KRON, "Adam", "error"),
+                    below(_KRON, "PSGD Fisher Kron", "error"),
+                ),
             ),
         },
         obstacle="KFAC, a fifth row of the table, was not run on it.",
@@ -153,17 +165,14 @@ EXPERIMENTS = (
         data=("mnist",),
         budgets={
             "quick": Budget(
-                setting=f"{_SHORT}.",
-                minutes=1.0,
-                study=_race(_SECOND, 2 / 3, 1),
-                criteria=(
-                    below(_XMAT, _MOMENTUM, "error", factor=1.2),
-                    below(_LRA, _MOMENTUM, "error", factor=1.2),
-                    below(_KRON, _MOMENTUM, "error"),
-                ),
+                setting=f"Two epochs instead of ten, one seed, without Kron, which S1-5 has; "
+                f"{_BY_STEP}.",
+                minutes=1.2,
+                study=_race((_MOMENTUM, _XMAT, _LRA), 2, 1),
+                criteria=(below(_XMAT, _MOMENTUM, "error"), below(_LRA, _MOMENTUM, "error")),
             ),
             "full": Budget(
-                setting="As in the paper, with five seeds instead of ten.",
+                setting=f"As in the paper, with five seeds instead of ten; {_BY_STEP}.",
                 is_faithful=True,
                 minutes=93.0,
                 study=_race(_SECOND, 10, 5),
@@ -178,10 +187,15 @@ EXPERIMENTS = (
         data=("mnist",),
         budgets={
             "quick": Budget(
-                setting=f"{_SHORT}; the ranks 0 and 5.",
-                minutes=1.0,
+                setting="The ranks 0 and 5, two thirds of an epoch instead of ten, and one seed, "
+                "where the claim's differences are smaller than those of seeds.",
+                tests_claim=False,
+                minutes=0.5,
                 study=_race(("PSGD Newton LRA 0", _LRA), 2 / 3, 1),
-                criteria=(below(_LRA, "PSGD Newton LRA 0", "error", factor=1.2),),
+                criteria=(
+                    at_most("PSGD Newton LRA 0", "error", 10.0),
+                    at_most(_LRA, "error", 10.0),
+                ),
             ),
             "full": Budget(
                 setting="Ten seeds instead of 50, and means instead of medians.",
@@ -205,7 +219,7 @@ EXPERIMENTS = (
                 ),
                 minutes=1.5,
                 study=_tanh_race(8, 32, 6000, 300, ("SGD", "RMSProp", "Kron")),
-                criteria=(below("Kron", "SGD", "loss"),),
+                criteria=_TANH_CRITERIA,
             ),
             "full": Budget(
                 setting="As in the paper, but 2,000 iterations instead of 100,000, and one seed.",
