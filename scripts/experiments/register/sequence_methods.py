@@ -42,9 +42,16 @@ def of_matrices(plan: AxisPlan) -> Scope:
     return DirectSum((by_axes(2, 2), matrices), otherwise=rows)
 
 
-def low_rank(rank: int) -> Build:
-    """Return what makes S2's low-rank approximation of all parameters together."""
-    return _clipped(methods.low_rank(rank), update_first=True)
+def low_rank(rank: int, precond_lr: float = 0.01, momentum: float = 0.0) -> Build:
+    """Return what makes S2's low-rank approximation of all parameters together.
+
+    Args:
+        rank: Of the approximation.
+        precond_lr: Step size of `Q`; the paper's is the default.
+        momentum: Decay of the gradient's average; the paper has none.
+    """
+    clip = (ClipNorm(LARGEST_STEP),)
+    return psgd(methods.low_rank(rank), precond_lr, clip=clip, momentum=momentum)
 
 
 def sgd(*rates: float) -> Method:
