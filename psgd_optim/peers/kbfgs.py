@@ -20,6 +20,9 @@ from psgd_optim.peers.quasi_newton import (
 )
 from psgd_optim.types import State
 
+# The first damping puts pairs exactly on the bound, where rounding would decide about them.
+_ROUNDING = 1e-4
+
 
 class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
     """Steps along `H_g m H_a`: `H_g` from secant pairs, `H_a` from moments of the inputs.
@@ -129,8 +132,9 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         y = state["change_average"].lerp_(y, weight)
         pair = self._damping().damp(s, y, self._inverse.apply(state, y))
         hy = self._inverse.apply(state, pair.y)
-        ratio = (pair.y @ hy) / (pair.s @ pair.y) * self._settings["inverse_ratio"]
-        state["pair_counts"] += torch.stack([torch.ones_like(ratio), ratio <= 1, ratio <= 2])
+        least, sy = self._settings["inverse_ratio"] * (pair.y @ hy), pair.s @ pair.y
+        within = [least <= bound * (1 + _ROUNDING) * sy for bound in (1, 2)]
+        state["pair_counts"] += torch.stack([torch.ones_like(sy), *within])
         state.update(self._inverse.update(state, pair, hy, old_gradient.norm()))
 
     def _fit_inputs(self, layer: Layer, before: Pass) -> None:
@@ -151,7 +155,7 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         Returns:
             The shares of damped pairs with `y^T H y <= k s^T y / mu_1`, which the first damping
             gives and the second may take: `pairs_within_bound` with `k = 1`, and
-            `pairs_within_twice_bound` with `k = 2`.
+            `pairs_within_twice_bound` with `k = 2`, each but for rounding.
         """
         states = [self.state[layer.module.weight] for layer in self._layers]
         if not all(states) or not self._settings["step"]:

@@ -165,6 +165,21 @@ def test_metrics_tell_how_many_pairs_meet_the_bound():
     assert counts[0] == 40
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_pair_that_the_first_damping_alone_changes_is_within_the_bound(seed):
+    """It puts the pair exactly on the bound, where rounding must not decide."""
+    torch.manual_seed(seed)
+    model, x = nn.Linear(4, 3), torch.randn(7, 4)
+    before = model(x).mean(dim=0).detach()
+    optimizer = KBFGS(model, 0.1, damping=1e-6, pair_beta=0.0)
+    optimizer.step(lambda: 50 * (model(x) - torch.randn(3)).square().sum(dim=1).mean())
+    s = model(x).mean(dim=0).detach() - before
+    y = 100 * s
+    changed, same = damped(s, y, torch.eye(3), 1e-3)
+    assert s @ y < MU1 * (y @ y) and not torch.equal(changed, s) and torch.equal(same, y)
+    assert optimizer.metrics()["pairs_within_bound"] == 1
+
+
 def test_the_ratio_of_the_first_damping_is_checked():
     with pytest.raises(InputError, match="inverse_ratio"):
         KBFGS(network(), LR, damping=DAMPING, inverse_ratio=1.5)
