@@ -18,7 +18,7 @@ from psgd_optim.peers.quasi_newton import (
     SecantPair,
     update_inverse,
 )
-from psgd_optim.types import State
+from psgd_optim.types import InputError, State
 
 # The first damping puts pairs exactly on the bound, where rounding would decide about them.
 _ROUNDING = 1e-4
@@ -36,7 +36,8 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
     Args:
         model: Of `nn.Linear` and `nn.Conv2d` layers, and modules without parameters.
         lr: Step size, relative to a full quasi-Newton step.
-        damping: `lambda` of both factors together, above 0.
+        damping: `lambda` of both factors together, in (0, 1]: its root is also `mu_2` of the
+            double damping.
         inverse: How `H_g` is kept.
         beta: Decay of the averages of gradients and inputs.
         pair_beta: Decay of the averages of pairs, 0 if a mini-batch is the data set; `None` for
@@ -63,6 +64,10 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         weight_decay: float,
         inverse_ratio: float,
     ) -> None:
+        if damping > 1:
+            raise InputError(
+                f"Got damping {damping}; its root bounds pairs by the identity: give one in (0, 1]."
+            )
         self._inverse = inverse
         settings = {
             "damping": damping,

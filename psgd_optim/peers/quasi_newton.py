@@ -34,7 +34,8 @@ class DoubleDamping:
     Args:
         inverse_ratio: `mu_1` in (0, 1): the damped pair has `s^T y >= mu_1 y^T H y`, before the
             second damping.
-        step_ratio: `mu_2` > 0: the damped pair has `s^T y >= mu_2 s^T s`.
+        step_ratio: `mu_2` in (0, 1]: the damped pair has `s^T y >= mu_2 s^T s`. Above 1, the
+            second damping would divide by `s^T s - s^T y` where that is zero or negative.
 
     Raises:
         InputError: If a ratio is outside its range.
@@ -46,8 +47,8 @@ class DoubleDamping:
     def __post_init__(self) -> None:
         if not 0 < self.inverse_ratio < 1:
             raise InputError(f"Got inverse_ratio {self.inverse_ratio}; give one in (0, 1).")
-        if not self.step_ratio > 0:
-            raise InputError(f"Got step_ratio {self.step_ratio}; give one above 0.")
+        if not 0 < self.step_ratio <= 1:
+            raise InputError(f"Got step_ratio {self.step_ratio}; give one in (0, 1].")
 
     def damp(self, s: Tensor, y: Tensor, hy: Tensor) -> SecantPair:
         """Return the damped pair; one that needs no damping comes back as it is.

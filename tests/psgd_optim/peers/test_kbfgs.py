@@ -183,3 +183,11 @@ def test_a_pair_that_the_first_damping_alone_changes_is_within_the_bound(seed):
 def test_the_ratio_of_the_first_damping_is_checked():
     with pytest.raises(InputError, match="inverse_ratio"):
         KBFGS(network(), LR, damping=DAMPING, inverse_ratio=1.5)
+
+
+@pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
+def test_a_damping_whose_root_bounds_no_pairs_is_refused(kind):
+    kind(network(), LR, damping=1.0)
+    with pytest.raises(InputError, match=r"Got damping 1\.5; .* in \(0, 1\]") as refusal:
+        kind(network(), LR, damping=1.5)
+    assert "\n" not in str(refusal.value)

@@ -110,7 +110,6 @@ def test_damping_matches_the_algorithm_by_hand_where_curvature_is_negative():
     pair = DoubleDamping(0.2, 0.5).damp(s, y, h @ y)
     torch.testing.assert_close(pair.s, torch.tensor([-0.2, 0.0]))
     assert torch.equal(pair.y, y)
-    # With mu_2 = 10: s^T s = 0.04, theta = -0.36 / -0.16 is no damping's; mu_2 = 0.9 is.
     s = torch.tensor([1.0, 0.0])
     pair = DoubleDamping(0.2, 0.9).damp(s, 0.5 * s, 0.5 * s)
     # s^T y = 0.5 < 0.9: theta = 0.1 / 0.5, y = 0.2 * 0.5 + 0.8 = 0.9.
@@ -124,7 +123,7 @@ def test_a_pair_that_needs_no_damping_is_left_alone():
     assert torch.equal(pair.s, s) and torch.equal(pair.y, 2 * s)
 
 
-@pytest.mark.parametrize(("mu1", "mu2"), [(0.0, 1.0), (1.0, 1.0), (0.2, 0.0)])
+@pytest.mark.parametrize(("mu1", "mu2"), [(0.0, 1.0), (1.0, 1.0), (0.2, 0.0), (0.2, 1.1)])
 def test_ratios_outside_their_range_are_refused(mu1, mu2):
     with pytest.raises(InputError, match="give one"):
         DoubleDamping(mu1, mu2)
