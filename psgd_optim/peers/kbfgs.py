@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from psgd_optim.derivatives import Closure, Surroundings
+from psgd_optim.derivatives import Closure
 from psgd_optim.peers.kronecker import KroneckerOptimizer, damped_inverse
 from psgd_optim.peers.layers import Layer, Pass, input_moment, run_pass, traced
 from psgd_optim.peers.quasi_newton import (
@@ -101,30 +101,36 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
             yield layer, {"input_moment": input_moment(layer, trace.inputs[layer])}
 
     def _take_step(self, closure: Closure) -> Tensor:
-        surroundings = Surroundings([layer.module.weight for layer in self._layers], None)
+        damping = self._damping()
+        surroundings = self._surroundings()
         before = run_pass(self._layers, closure)
+        once = self._surroundings()
         for layer in self._layers:
-            self._move(layer, before)
+            self._move(layer, self._direction(layer, before))
         surroundings.restore()  # dropout must not be taken for curvature
-        after = run_pass(self._layers, closure, with_gradients=False)
+        try:
+            after = run_pass(self._layers, closure, with_gradients=False)
+        finally:
+            once.restore()
         for layer in self._layers:
-            self._fit_outputs(layer, before, after)
+            self._fit_outputs(layer, before, after, damping)
             self._fit_inputs(layer, before)
         return before.loss
 
-    def _move(self, layer: Layer, before: Pass) -> None:
-        """Take a layer's step along `H_g m H_a`."""
+    def _direction(self, layer: Layer, before: Pass) -> Tensor:
+        """Return `H_g m H_a`, zeros (M, n) before the first finite moments."""
         state = self._state(layer)
         self._fold(state, {"input_moment": before.input_moment(layer)})
-        if self._settings["step"] == 0:
-            damping = self._settings["damping"] ** 0.5
-            state["input_inverse"] = damped_inverse(state["input_moment"], damping)
+        if not self._settings["is_started"]:
+            first = damped_inverse(state["input_moment"], self._settings["damping"] ** 0.5)
+            old = state["input_inverse"]
+            is_due = (state["moment_count"] > 0) & ~old.any()
+            state["input_inverse"] = torch.where(is_due, first, old)
         gradient = self._fold_gradient(layer, before)
-        direction = self._inverse.apply(state, gradient @ state["input_inverse"])
-        layer.move_(direction, -self._settings["lr"])
+        return self._inverse.apply(state, gradient @ state["input_inverse"])
 
-    def _fit_outputs(self, layer: Layer, before: Pass, after: Pass) -> None:
-        """Update `H_g` by the averaged and damped pair.
+    def _fit_outputs(self, layer: Layer, before: Pass, after: Pass, damping: DoubleDamping) -> None:
+        """Update `H_g` by the averaged and damped pair; one that is not finite changes nothing.
 
         Source: S4 equation 5, Algorithm 3 and section 6.
         """
@@ -133,13 +139,17 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         old_gradient = before.gradient_mean(layer)
         s = after.output_mean(layer) - before.output_mean(layer)
         y = after.gradient_mean(layer) - old_gradient
-        s = state["step_average"].lerp_(s, weight)
-        y = state["change_average"].lerp_(y, weight)
-        pair = self._damping().damp(s, y, self._inverse.apply(state, y))
+        is_finite = s.isfinite().all() & y.isfinite().all()
+        for name, x in (("step_average", s), ("change_average", y)):
+            old = state[name]
+            state[name] = old.lerp(torch.where(is_finite, x, old), weight)
+        s = state["step_average"]
+        y = torch.where(is_finite, state["change_average"], torch.nan)  # which the gates refuse
+        pair = damping.damp(s, y, self._inverse.apply(state, y))
         hy = self._inverse.apply(state, pair.y)
         least, sy = self._settings["inverse_ratio"] * (pair.y @ hy), pair.s @ pair.y
         within = [least <= bound * (1 + _ROUNDING) * sy for bound in (1, 2)]
-        state["pair_counts"] += torch.stack([torch.ones_like(sy), *within])
+        state["pair_counts"] = state["pair_counts"] + torch.stack([is_finite, *within])
         state.update(self._inverse.update(state, pair, hy, old_gradient.norm()))
 
     def _fit_inputs(self, layer: Layer, before: Pass) -> None:

@@ -57,7 +57,6 @@ class KFAC(KroneckerOptimizer):
     ) -> None:
         if interval < 1:
             raise InputError(f"Got interval {interval}; give at least 1.")
-        self._model = model
         self._sampled_loss = sampled_loss
         settings = {
             "damping": damping,
@@ -77,7 +76,7 @@ class KFAC(KroneckerOptimizer):
         }
 
     def _warm_moments(self, closure: Closure) -> Iterator[tuple[Layer, State]]:
-        _, sampled = self._passes(closure, self._settings["warm_batches"], _WARM_START)
+        _, sampled = self._passes(closure, self._settings["warm_batches"] + 1, _WARM_START)
         for layer in self._layers:
             yield layer, _moments(layer, sampled)
 
@@ -89,7 +88,7 @@ class KFAC(KroneckerOptimizer):
             self._invert(state)
             gradient = self._fold_gradient(layer, taken)
             direction = state["output_inverse"] @ gradient @ state["input_inverse"]
-            layer.move_(direction, -self._settings["lr"])
+            self._move(layer, direction)
         return taken.loss
 
     def _passes(self, closure: Closure, number: int, stream: int) -> tuple[Pass, Pass]:
@@ -126,15 +125,16 @@ class KFAC(KroneckerOptimizer):
         return own, differentiate(self._layers, trace, sampled, with_gradients=False)
 
     def _invert(self, state: State) -> None:
-        """Make the inverses anew in the steps that do."""
+        """Make the inverses anew in the steps that do; zeros before the first finite moments."""
         step, interval = self._settings["step"], self._settings["interval"]
-        if step < interval or step % interval == 0:
-            damping = self._settings["damping"] ** 0.5
+        if step < interval or step % interval == 0 or not self._settings["is_started"]:
+            damping, has_moments = self._settings["damping"] ** 0.5, state["moment_count"] > 0
             for side in ("input", "output"):
-                state[f"{side}_inverse"] = damped_inverse(state[f"{side}_moment"], damping)
+                inverse = damped_inverse(state[f"{side}_moment"], damping)
+                state[f"{side}_inverse"] = torch.where(has_moments, inverse, 0.0)
 
     def _kept(self) -> Sequence[str]:
-        return (*super()._kept(), "_model", "_sampled_loss")
+        return (*super()._kept(), "_sampled_loss")
 
 
 def _moments(layer: Layer, sampled: Pass) -> State:

@@ -5,13 +5,14 @@ Shape legend: `M` outputs and `n` inputs of a layer, the constant 1 of a bias in
 
 import abc
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from psgd_optim.derivatives import Closure
+from psgd_optim.derivatives import Closure, Surroundings
 from psgd_optim.peers.layers import Layer, Pass, layers_of
 from psgd_optim.types import InputError, State
 
@@ -19,7 +20,8 @@ from psgd_optim.types import InputError, State
 class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
     """An optimizer of a model's layers with one Kronecker product per layer; subclasses are final.
 
-    State is kept with every layer's first parameter, its weight.
+    State is kept with every layer's first parameter, its weight. Its tensors are replaced and never
+    written into, so that a step that fails can be undone.
 
     Args:
         model: Of `nn.Linear` and `nn.Conv2d` layers, and modules without parameters.
@@ -37,12 +39,13 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
     def __init__(
         self, model: nn.Module, lr: float, settings: Mapping[str, float], layout: str
     ) -> None:
+        self._model = model
         self._layers = layers_of(model)
         numbers: dict[str, Any] = {"lr": lr, **settings}
         _check(numbers)
         lines = [layout, *(f"{layer.name} {list(layer.shape)}" for layer in self._layers)]
         # Not state: torch turns integers of the state into floating-point numbers.
-        counters = {"step": 0, "warm_batches": 0, "layout": lines}
+        counters = {"step": 0, "warm_batches": 0, "is_started": False, "layout": lines}
         params = [p for layer in self._layers for p in layer.parameters]
         super().__init__(params, {**numbers, **counters})
 
@@ -70,6 +73,7 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
         if not state:
             size, inputs = layer.shape
             state["gradient"] = weight.new_zeros(size, inputs)
+            state["moment_count"] = weight.new_zeros(())
             state.update(self._initial(weight.new_zeros(size), weight.new_zeros(inputs)))
         return state
 
@@ -90,7 +94,8 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
     def warm_start(self, closures: Iterable[Closure]) -> None:
         """Average moments over a pass through the training set, before the first step.
 
-        Without it the first mini-batch takes the place of the pass.
+        Without it the first mini-batch takes the place of the pass. Moments that are not finite are
+        left out. Buffers of the model and torch's random numbers end as they were.
 
         Args:
             closures: One for every mini-batch, as for `step`.
@@ -100,39 +105,59 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
         """
         if self._settings["step"]:
             raise InputError("Got a warm start after a step; give it before the first one.")
-        for closure in closures:
-            self._settings["warm_batches"] += 1
-            weight = 1 / self._settings["warm_batches"]
-            for layer, moments in self._warm_moments(closure):
-                state = self._state(layer)
-                for name, moment in moments.items():
-                    state[name].lerp_(moment, weight)
+        surroundings = self._surroundings()
+        try:
+            for closure in closures:
+                found = list(self._warm_moments(closure))  # all of them, before any is averaged
+                for layer, moments in found:
+                    state = self._state(layer)
+                    _average(state, moments, 1 / (state["moment_count"] + 1))
+                self._settings["warm_batches"] += 1
+        finally:
+            surroundings.restore()
         if not self._settings["warm_batches"]:
             raise InputError("Got a warm start without mini-batches; give one closure for each.")
 
     def _fold(self, state: State, moments: State) -> None:
         """Take the moments of a step into their averages.
 
-        The first step takes them as they are, or not at all if its mini-batch was in a warm start.
+        The first ones are taken as they are; the first step after a warm start takes none, as its
+        mini-batch was in there.
         """
-        first = self._settings["step"] == 0
-        if first and self._settings["warm_batches"]:
-            return
-        for name, moment in moments.items():
-            state[name].lerp_(moment, 1.0 if first else 1 - self._settings["beta"])
+        share = 1 - self._settings["beta"]
+        weight: float | Tensor = share
+        if not self._settings["is_started"]:
+            in_pass = self._settings["step"] == 0 and self._settings["warm_batches"]
+            count = state["moment_count"]
+            later = torch.full_like(count, 0.0 if in_pass else share)
+            weight = torch.where(count == 0, torch.ones_like(count), later)
+        _average(state, moments, weight)
 
     def _fold_gradient(self, layer: Layer, taken: Pass) -> Tensor:
-        """Take the gradient, decay included, into its average (M, n), and return that."""
-        decay = self._settings["weight_decay"]
+        """Take the gradient, decay included, into its average, and return that.
+
+        Returns:
+            (M, n); zeros if the gradient is not finite and so left out: the layer stays.
+        """
         weights = layer.matrix(layer.parameters)
-        average = self._state(layer)["gradient"]
-        return average.lerp_(
-            taken.gradients[layer].add(weights, alpha=decay), 1 - self._settings["beta"]
-        )
+        new = taken.gradients[layer].add(weights, alpha=self._settings["weight_decay"])
+        state, is_finite = self._state(layer), new.isfinite().all()
+        old = state["gradient"]
+        average = old.lerp(torch.where(is_finite, new, old), 1 - self._settings["beta"])
+        state["gradient"] = average
+        return torch.where(is_finite, average, 0.0)
+
+    def _move(self, layer: Layer, direction: Tensor) -> None:
+        """Step against a direction (M, n); one that is not finite leaves the layer where it is."""
+        is_finite = direction.isfinite().all()
+        layer.move_(torch.where(is_finite, direction, 0.0), -self._settings["lr"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401 -- torch's
-        """Take one step.
+        """Take one step; one that raises leaves weights and state as they were.
+
+        A gradient, moments or a pair that is not finite is left out of its average. A layer whose
+        gradient or step is not finite, or that has had no finite moments yet, stays where it is.
 
         Args:
             closure: Returns the mean loss over the samples of a mini-batch, always the same one,
@@ -150,9 +175,32 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
                 f"{type(self).__name__} differentiates the loss itself; call step(closure) with a "
                 "closure that returns the loss, without backward()."
             )
-        loss = self._take_step(closure)
+        with self._undone_on_error():
+            loss = self._take_step(closure)
+        if not self._settings["is_started"]:
+            # Read on the host until it holds, which is in the first step but for bad numbers.
+            counts = [self._state(layer)["moment_count"] for layer in self._layers]
+            self._settings["is_started"] = all(bool(count > 0) for count in counts)
         self._settings["step"] += 1
         return loss
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Put weights and state back if what is inside raises."""
+        params = [p for layer in self._layers for p in layer.parameters]
+        held = [p.clone() for p in params]
+        weights = [layer.module.weight for layer in self._layers]
+        states = {weight: dict(self.state[weight]) for weight in weights}
+        try:
+            yield
+        except BaseException:
+            for p, old in zip(params, held, strict=True):
+                p.copy_(old)
+            self.state.update(states)
+            raise
+
+    def _surroundings(self) -> Surroundings:
+        return Surroundings([layer.module.weight for layer in self._layers], self._model)
 
     @abc.abstractmethod
     def _take_step(self, closure: Closure) -> Tensor:
@@ -162,7 +210,8 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
     def reset_momentum(self) -> None:
         """Empty the gradient averages; the preconditioners stay as they are."""
         for layer in self._layers:
-            self._state(layer)["gradient"].zero_()
+            state = self._state(layer)
+            state["gradient"] = torch.zeros_like(state["gradient"])
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -191,7 +240,16 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
 
     def _kept(self) -> Sequence[str]:
         """Return the names of the attributes that a copy needs, torch's own apart."""
-        return ("_layers",)
+        return ("_model", "_layers")
+
+
+def _average(state: State, moments: State, weight: float | Tensor) -> None:
+    """Take a layer's moments into their averages and count them, if all of them are finite."""
+    is_finite = torch.stack([x.isfinite().all() for x in moments.values()]).all()
+    for name, moment in moments.items():
+        old = state[name]
+        state[name] = old.lerp(torch.where(is_finite, moment, old), weight)
+    state["moment_count"] = state["moment_count"] + is_finite
 
 
 def _check(numbers: Mapping[str, Any]) -> None:

@@ -234,7 +234,7 @@ class Trace:
             output: Its output.
 
         Raises:
-            InputError: If the layer had its turn, or the first axis is not that of the samples.
+            InputError: If the layer had its turn, or the input is not that of some samples.
         """
         if layer in self.outputs:
             raise InputError(
@@ -245,6 +245,11 @@ class Trace:
             raise InputError(
                 f"Got an input of shape {tuple(x.shape)} for {layer.name or 'the layer'}; give a "
                 "mini-batch, whose first axis counts the samples."
+            )
+        if not x.numel():
+            raise InputError(
+                f"Got an empty mini-batch, of shape {tuple(x.shape)}, for "
+                f"{layer.name or 'the layer'}; give at least one sample."
             )
         self.inputs[layer] = x.detach()
         self.outputs[layer] = output

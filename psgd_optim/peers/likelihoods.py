@@ -1,7 +1,8 @@
 """Losses of a model against targets drawn from its own distribution, for Fisher matrices.
 
 Each takes the model's outputs (m, ...) with their graph and a generator, and returns the mean over
-samples of the negative logarithm of the likelihood, but for a constant.
+samples of the negative logarithm of the likelihood, but for a constant. Outputs that are not finite
+give a loss that is not, and no error from the generator.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ SampledLoss = Callable[[Tensor, torch.Generator], Tensor]
 
 def bernoulli(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return the loss of independent binary targets, summed over a sample's features."""
-    targets = torch.bernoulli(logits.detach().sigmoid(), generator=generator)
+    chances = logits.detach().sigmoid().nan_to_num(0.5)
+    targets = torch.bernoulli(chances, generator=generator)
     loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
     return loss / len(logits)
 
@@ -31,5 +33,6 @@ def normal(means: Tensor, generator: torch.Generator) -> Tensor:
 
 def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return the cross entropy of one class per sample; logits are (m, classes)."""
-    targets = torch.multinomial(logits.detach().softmax(dim=1), 1, generator=generator)
+    chances = logits.detach().softmax(dim=1).nan_to_num(1.0)
+    targets = torch.multinomial(chances, 1, generator=generator)
     return F.cross_entropy(logits, targets.squeeze(1))

@@ -152,6 +152,66 @@ def test_randomness_of_the_closure_is_the_same_in_both_passes():
     assert not any(state["change_average"].any() for state in optimizer.state.values())
 
 
+@pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_second_pass_that_is_not_finite_leaves_no_trace_in_averages_and_inverse(kind, bad):
+    model, x = network(), batches(4)
+    optimizer = kind(model, LR, damping=DAMPING)
+    for batch in x[:3]:
+        optimizer.step(partial(mean_loss, model, batch))
+    before = [dict(state) for state in optimizer.state.values()]
+    calls = []
+
+    def closure() -> Tensor:
+        calls.append(None)
+        return mean_loss(model, x[3]) * (1.0 if len(calls) == 1 else bad)
+
+    optimizer.step(closure)
+    for old, new in zip(before, optimizer.state.values(), strict=True):
+        for name in old.keys() - {"gradient", "input_moment", "input_inverse", "moment_count"}:
+            assert torch.equal(old[name], new[name]), name
+    optimizer.step(partial(mean_loss, model, x[0]))
+    assert all(state["pair_counts"][0] == 4 for state in optimizer.state.values())
+
+
+class InterruptedPassError(Exception):
+    """Raised by a closure."""
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_an_error_in_the_second_pass_puts_weights_and_state_back(steps):
+    ends = []
+    for fails in (False, True):
+        model, x = network(), batches(4)
+        optimizer = KBFGS(model, LR, damping=DAMPING)
+        for batch in x[:steps]:
+            optimizer.step(partial(mean_loss, model, batch))
+        calls = []
+
+        def closure(calls=calls, model=model, x=x) -> Tensor:
+            calls.append(None)
+            if len(calls) == 2:
+                raise InterruptedPassError
+            return mean_loss(model, x[3])
+
+        if fails:
+            with pytest.raises(InterruptedPassError):
+                optimizer.step(closure)
+        for batch in x:
+            optimizer.step(partial(mean_loss, model, batch))
+        ends.append(list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_a_damping_that_a_schedule_spoils_is_refused_before_anything_moves():
+    model, x = network(), batches(1)[0]
+    optimizer = KBFGS(model, LR, damping=DAMPING)
+    optimizer.param_groups[0]["inverse_ratio"] = 2.0
+    with pytest.raises(InputError, match="inverse_ratio"):
+        optimizer.step(partial(mean_loss, model, x))
+    assert torch.equal(model[0].weight, network()[0].weight)
+
+
 def test_metrics_tell_how_many_pairs_meet_the_bound():
     model = network()
     optimizer = KBFGS(model, LR, damping=DAMPING)

@@ -141,15 +141,18 @@ def test_a_warm_start_averages_moments_over_the_pass_and_moves_nothing(make: Mak
     optimizer.warm_start(partial(loss_of, model, batch) for batch in x)
     assert same(model, network())
     ones = F.pad(x.flatten(0, 1), (0, 1), value=1.0)
-    moment = optimizer.state[model[0].weight]["input_moment"]
-    torch.testing.assert_close(moment, ones.mT @ ones / len(ones))
+
+    def moment() -> Tensor:
+        return optimizer.state[model[0].weight]["input_moment"]
+
+    torch.testing.assert_close(moment(), ones.mT @ ones / len(ones))
     # The first step leaves them alone, as its mini-batch was in the pass; the next one does not.
-    before = moment.clone()
+    before = moment().clone()
     train(optimizer, model, range(1))
-    assert torch.equal(moment, before)
+    assert torch.equal(moment(), before)
     train(optimizer, model, range(1, 2))
     ones = F.pad(x[1], (0, 1), value=1.0)
-    torch.testing.assert_close(moment, 0.9 * before + 0.1 * ones.mT @ ones / 20)
+    torch.testing.assert_close(moment(), 0.9 * before + 0.1 * ones.mT @ ones / 20)
 
 
 @each_optimizer
@@ -161,6 +164,102 @@ def test_a_warm_start_too_late_or_of_nothing_is_refused(make: Make):
     train(optimizer, model, range(1))
     with pytest.raises(InputError, match="before the first"):
         optimizer.warm_start([lambda: loss_of(model, images()[0])])
+
+
+@each_optimizer
+def test_a_warm_start_that_is_refused_halfway_counts_the_good_batches_alone(make: Make):
+    ends = []
+    for is_refused in (False, True):
+        model, x = network(), images()
+        optimizer = make(model)
+        closures = [partial(loss_of, model, batch) for batch in x[:2]]
+        if is_refused:
+            with pytest.raises(InputError, match="empty mini-batch"):
+                optimizer.warm_start([closures[0], partial(loss_of, model, x[0, :0])])
+            optimizer.warm_start(closures[1:])
+        else:
+            optimizer.warm_start(closures)
+        train(optimizer, model, range(2))
+        ends.append(model)
+    assert same(*ends)
+
+
+@each_optimizer
+def test_buffers_and_random_numbers_end_as_after_one_evaluation(make: Make):
+    def noisy() -> nn.Sequential:
+        return nn.Sequential(network(), nn.BatchNorm1d(6, affine=False), nn.Dropout(0.5))
+
+    model, other, x = noisy(), noisy(), images()
+    optimizer = make(model, lr=0.0)
+    torch.manual_seed(3)
+    optimizer.warm_start(partial(loss_of, model, batch) for batch in x)
+    optimizer.step(partial(loss_of, model, x[0]))
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    loss_of(other, x[0])
+    assert torch.equal(drawn, torch.rand(3))
+    for (name, ours), theirs in zip(model.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+# --- numbers that are not finite -----------------------------------------------------------------
+
+
+@each_optimizer
+def test_samples_and_steps_that_are_not_finite_are_skipped(make: Make):
+    model, x = network(), images()
+    optimizer, before = make(model), copy.deepcopy(model)
+    optimizer.warm_start([lambda: float("nan") * loss_of(model, x[0] * float("inf"))])
+    moved = []
+    for scale in (float("inf"), 1.0, float("nan"), 1.0):
+        optimizer.step(lambda scale=scale: loss_of(model, (scale * x[0]).nan_to_num(scale)))
+        moved.append(not same(model, before))
+        before = copy.deepcopy(model)
+    assert moved == [False, True, False, True]
+    for state in optimizer.state.values():
+        assert all(value.isfinite().all() for value in state.values())
+        assert state["moment_count"] == 2
+
+
+@each_optimizer
+def test_what_is_skipped_at_the_start_changes_no_later_step(make: Make):
+    """Of KFAC, with inverses in every step and targets that do not depend on its number."""
+    ends = []
+    for is_bad in (False, True):
+        model, x = network(), images()
+        optimizer = make(
+            model, **({"sampled_loss": still, "interval": 1} if make is MAKERS["kfac"] else {})
+        )
+        if is_bad:
+            optimizer.step(partial(loss_of, model, x[0] * float("nan")))
+        train(optimizer, model, range(5))
+        ends.append(model)
+    assert same(*ends)
+
+
+def still(outputs: Tensor, generator: torch.Generator) -> Tensor:
+    return 0.5 * (outputs - 1).square().sum() / len(outputs)
+
+
+@each_optimizer
+def test_a_bad_loss_in_the_middle_leaves_every_average_as_it_was(make: Make):
+    model, x = network(), images()
+    optimizer = make(model)
+    train(optimizer, model, range(3))
+    before = [dict(state) for state in optimizer.state.values()]
+    optimizer.step(partial(loss_of, model, x[0] * float("nan")))
+    for old, new in zip(before, optimizer.state.values(), strict=True):
+        for name in ("gradient", "output_moment", "step_average", "change_average", "pair_counts"):
+            assert name not in old or torch.equal(old[name], new[name]), name
+
+
+@each_optimizer
+def test_an_empty_mini_batch_is_refused_in_a_line(make: Make):
+    model = network()
+    optimizer = make(model)
+    with pytest.raises(InputError, match=r"empty mini-batch.*give at least one") as refusal:
+        optimizer.step(partial(loss_of, model, images()[0, :0]))
+    assert "\n" not in str(refusal.value)
 
 
 # --- save and load -------------------------------------------------------------------------------
