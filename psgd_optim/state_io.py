@@ -4,13 +4,14 @@
 which rounds single-precision state of bfloat16 parameters; the saved tensors are copied instead.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from psgd_optim.blocks import Block
+from psgd_optim.types import InputError, State
 
 CLOCK = "clock"
 """State entry of the first parameter: (2,) int64 on the CPU, the random seed and the step."""
@@ -35,6 +36,66 @@ def saved_rows(
     indices = (index for group in state_dict["param_groups"] for index in group["params"])
     state = state_dict["state"]
     return {p: state[i] for i, p in zip(indices, params, strict=False) if i in state}
+
+
+def setting_names(optimizer: torch.optim.Optimizer) -> set[str]:
+    """Return the names of an optimizer's settings, without the one that torch adds to copies."""
+    return optimizer.defaults.keys() - {"differentiable"}
+
+
+def check_entries(
+    owner: str, param: Tensor, found: Mapping[str, object], expected: Mapping[str, Tensor]
+) -> None:
+    """Refuse saved state of other names, shapes or dtypes than a parameter's.
+
+    Args:
+        owner: The optimizer, for the message.
+        param: The parameter.
+        found: Its saved state.
+        expected: Tensors of the right names, shapes and dtypes; their numbers do not count.
+
+    Raises:
+        InputError: If it is something else.
+    """
+    if not all(isinstance(x, Tensor) for x in found.values()):
+        told = {name: type(x).__name__ for name, x in found.items()}
+    else:
+        told = _layout({name: x for name, x in found.items() if isinstance(x, Tensor)})
+    if told != _layout(expected):
+        raise InputError(
+            f"Got saved state {told} for a parameter of shape {tuple(param.shape)}; give what "
+            f"{owner}.state_dict() returned for it, {_layout(expected)}."
+        )
+
+
+def load_exactly(
+    optimizer: torch.optim.Optimizer,
+    load: Callable[[dict[str, Any]], None],
+    state_dict: dict[str, Any],
+    read: Callable[[Mapping[str, Any]], Mapping[Tensor, State]],
+) -> None:
+    """Load a state dict with copies of its tensors in the dtypes they were saved in.
+
+    Args:
+        optimizer: Whose state it becomes.
+        load: What torch loads with, `super().load_state_dict` of the optimizer.
+        state_dict: What was saved.
+        read: Returns the state by parameter, and raises, before anything has changed, if it is of
+            another optimizer.
+    """
+    found: list[Mapping[Tensor, State]] = []
+
+    def take(_: torch.optim.Optimizer, hooked: dict[str, Any]) -> None:
+        found.append(read(hooked))
+
+    # Last among the hooks, so that it sees what others have made of the state.
+    handle = optimizer.register_load_state_dict_pre_hook(take)
+    try:
+        load(state_dict)
+    finally:
+        handle.remove()
+    for p, saved in found[0].items():  # torch has cast them to the parameter's dtype
+        optimizer.state[p] = {name: x.to(p.device, copy=True) for name, x in saved.items()}
 
 
 def restore_rows(block: Block, saved: Mapping[Tensor, Mapping[str, Tensor]]) -> None:

@@ -19,7 +19,8 @@ from psgd_optim.derivatives import Evaluation
 from psgd_optim.groups import told_names
 from psgd_optim.linalg import lift
 from psgd_optim.noise import noise_generator, normal_like, signs_like
-from psgd_optim.state_io import saved_rows
+from psgd_optim.peers.arguments import check_integer, check_number, check_rate
+from psgd_optim.state_io import check_entries, load_exactly, saved_rows, setting_names
 from psgd_optim.types import InputError
 
 _SOURCE = Exact()
@@ -45,10 +46,6 @@ class _ProbedSGD(torch.optim.Optimizer, abc.ABC):
     def __init__(
         self, params: ParamsT, lr: float, *, damping: float, refresh_every: int = 20, seed: int = 0
     ) -> None:
-        if not isinstance(refresh_every, int) or refresh_every < 1:
-            raise InputError(f"Got refresh_every = {refresh_every!r}; give an integer from 1 on.")
-        if not isinstance(seed, int):
-            raise InputError(f"Got seed = {seed!r}; give an integer.")
         shared = {"refresh_every": refresh_every, "seed": seed, "step": 0}
         super().__init__(params, {"lr": lr, "damping": damping, **shared})
 
@@ -170,25 +167,13 @@ class _ProbedSGD(torch.optim.Optimizer, abc.ABC):
             InputError: If it is of another optimizer, or of other shapes or dtypes.
             ValueError: If it is of other groups.
         """
-        read: list[dict[Tensor, dict[str, Tensor]]] = []
-
-        def take(_: torch.optim.Optimizer, hooked: dict[str, Any]) -> None:
-            read.append(self._read(hooked))
-
-        # Last among the hooks, so that it sees what others have made of the state.
-        handle = self.register_load_state_dict_pre_hook(take)
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        for p, saved in read[0].items():  # torch has cast them to the parameter's dtype
-            self.state[p] = {name: x.to(p.device, copy=True) for name, x in saved.items()}
+        load_exactly(self, super().load_state_dict, state_dict, self._read)
 
     def _read(self, state_dict: Mapping[str, Any]) -> dict[Tensor, dict[str, Tensor]]:
         """Return saved state by parameter, having checked that it is of this optimizer."""
         owner = type(self).__name__
         groups = state_dict.get("param_groups", [{}])
-        if any(not group.keys() >= self.defaults.keys() for group in groups):
+        if any(not group.keys() >= setting_names(self) for group in groups):
             raise InputError(
                 f"Got the state of another optimizer; give what {owner}.state_dict() returned."
             )
@@ -196,16 +181,11 @@ class _ProbedSGD(torch.optim.Optimizer, abc.ABC):
             _check_settings(group)
         saved = saved_rows(state_dict, self._parameters())
         for p, entries in saved.items():
-            found = {name: (x.dtype, tuple(x.shape)) for name, x in entries.items()}
             expected = {
-                self._sum: (lift(p.new_empty(0)).dtype, tuple(p.shape)),
-                _REFRESHES: (torch.int64, ()),
+                self._sum: lift(torch.empty_like(p, device="meta")),
+                _REFRESHES: torch.empty((), dtype=torch.int64, device="meta"),
             }
-            if found != expected:
-                raise InputError(
-                    f"Got saved state {found} for a parameter of shape {tuple(p.shape)}; give "
-                    f"what {owner}.state_dict() returned for it, {expected}."
-                )
+            check_entries(owner, p, entries, expected)
         return saved
 
 
@@ -276,14 +256,11 @@ class JacobiSGD(_ProbedSGD):
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Refuse numbers of a group outside their range."""
-    lr, damping = settings["lr"], settings["damping"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise InputError(f"Got an lr of shape {tuple(lr.shape)}; give one number.")
-    elif not isinstance(lr, int | float) or not 0 <= lr < math.inf:
-        raise InputError(f"Got lr = {lr!r}; give a number of at least 0.")
-    if not isinstance(damping, int | float) or not 0 < damping < math.inf:
-        raise InputError(f"Got damping = {damping!r}; give a positive number.")
+    check_rate("lr", settings["lr"])
+    check_number("damping", settings["damping"], "a positive number", lambda x: 0 < x < math.inf)
+    check_integer("refresh_every", settings["refresh_every"], 1)
+    check_integer("seed", settings["seed"])
+    check_integer("step", settings["step"], 0)
 
 
 def _refuse_sparse(found: Evaluation) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from psgd_optim.derivatives import Closure
+from psgd_optim.peers.arguments import check_number
 from psgd_optim.peers.kronecker import KroneckerOptimizer, damped_inverse
 from psgd_optim.peers.layers import Layer, Pass, input_moment, run_pass, traced
 from psgd_optim.peers.quasi_newton import (
@@ -18,7 +19,7 @@ from psgd_optim.peers.quasi_newton import (
     SecantPair,
     update_inverse,
 )
-from psgd_optim.types import InputError, State
+from psgd_optim.types import State
 
 # The first damping puts pairs exactly on the bound, where rounding would decide about them.
 _ROUNDING = 1e-4
@@ -64,10 +65,6 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         weight_decay: float,
         inverse_ratio: float,
     ) -> None:
-        if damping > 1:
-            raise InputError(
-                f"Got damping {damping}; its root bounds pairs by the identity: give one in (0, 1]."
-            )
         self._inverse = inverse
         settings = {
             "damping": damping,
@@ -77,7 +74,10 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
             "inverse_ratio": inverse_ratio,
         }
         super().__init__(model, lr, settings, f"K-BFGS with {inverse}")
-        self._damping()  # checks its ratios
+
+    def _check_damping(self, x: object) -> None:
+        told = "a number in (0, 1], whose root bounds pairs by the identity"
+        check_number("damping", x, told, lambda x: 0 < x <= 1)
 
     def _damping(self) -> DoubleDamping:
         settings = self._settings

@@ -55,17 +55,20 @@ class KFAC(KroneckerOptimizer):
         interval: int = 20,
         seed: int = 0,
     ) -> None:
-        if interval < 1:
-            raise InputError(f"Got interval {interval}; give at least 1.")
+        if not callable(sampled_loss):
+            raise TypeError(
+                f"KFAC got sampled_loss = {sampled_loss!r}; give one of "
+                "psgd_optim.peers.likelihoods, or a function of outputs and a generator."
+            )
         self._sampled_loss = sampled_loss
         settings = {
             "damping": damping,
             "beta": beta,
             "weight_decay": weight_decay,
             "interval": interval,
+            "seed": seed,
         }
         super().__init__(model, lr, settings, "KFAC")
-        self._settings["seed"] = seed
 
     def _initial(self, outputs: Tensor, inputs: Tensor) -> State:
         squares = {"input": inputs, "output": outputs}

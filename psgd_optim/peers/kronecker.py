@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from psgd_optim.derivatives import Closure, Surroundings
+from psgd_optim.peers.arguments import check_integer, check_number, check_rate
 from psgd_optim.peers.layers import Layer, Pass, layers_of
+from psgd_optim.state_io import check_entries, load_exactly, saved_rows, setting_names
 from psgd_optim.types import InputError, State
 
 
@@ -42,7 +44,7 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
         self._model = model
         self._layers = layers_of(model)
         numbers: dict[str, Any] = {"lr": lr, **settings}
-        _check(numbers)
+        self._check(numbers)
         lines = [layout, *(f"{layer.name} {list(layer.shape)}" for layer in self._layers)]
         # Not state: torch turns integers of the state into floating-point numbers.
         counters = {"step": 0, "warm_batches": 0, "is_started": False, "layout": lines}
@@ -71,11 +73,17 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
         weight = layer.module.weight
         state: State = self.state[weight]
         if not state:
-            size, inputs = layer.shape
-            state["gradient"] = weight.new_zeros(size, inputs)
-            state["moment_count"] = weight.new_zeros(())
-            state.update(self._initial(weight.new_zeros(size), weight.new_zeros(inputs)))
+            state.update(self._fresh(layer, weight))
         return state
+
+    def _fresh(self, layer: Layer, like: Tensor) -> State:
+        """Return a layer's state before the first step, of the dtype and device of a tensor."""
+        size, inputs = layer.shape
+        return {
+            "gradient": like.new_zeros(size, inputs),
+            "moment_count": like.new_zeros(()),
+            **self._initial(like.new_zeros(size), like.new_zeros(inputs)),
+        }
 
     @abc.abstractmethod
     def _initial(self, outputs: Tensor, inputs: Tensor) -> State:
@@ -175,6 +183,7 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
                 f"{type(self).__name__} differentiates the loss itself; call step(closure) with a "
                 "closure that returns the loss, without backward()."
             )
+        self._check(self._settings)
         with self._undone_on_error():
             loss = self._take_step(closure)
         if not self._settings["is_started"]:
@@ -215,24 +224,70 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned, bit for bit.
+        """Load what `state_dict` returned, bit for bit; nothing changes when it does not fit.
 
         Args:
-            state_dict: Of an optimizer of the same class and of a model with the same layers.
+            state_dict: Of an optimizer of the same class and of a model with the same layers. Its
+                settings replace those of this one, as in torch.
 
         Raises:
-            InputError: If it is of another one; nothing has changed then.
+            InputError: If it is of another one, or of other numbers, shapes or dtypes.
         """
+        load_exactly(self, super().load_state_dict, state_dict, self._read)
+
+    def _read(self, state_dict: Mapping[str, Any]) -> Mapping[Tensor, State]:
+        """Return saved state by parameter, having checked that it is of this optimizer."""
+        groups = state_dict.get("param_groups") or [{}]
         mine = self._settings["layout"]
-        theirs = state_dict["param_groups"][0].get("layout", ["another optimizer"])
-        if theirs != mine:
+        theirs = groups[0].get("layout", ["another optimizer"])
+        if len(groups) > 1 or theirs != mine:
             raise InputError(
                 f"Got the state of {_difference(theirs, mine)}, where this optimizer has "
                 f"{_difference(mine, theirs)}; build optimizer and model as they were."
             )
-        super().load_state_dict(state_dict)
-        for state in self.state.values():  # steps write into it, and torch made no copy
-            state.update({name: x.clone() for name, x in state.items()})
+        owner, group = type(self).__name__, groups[0]
+        if missing := setting_names(self) - group.keys():
+            raise InputError(
+                f"Got saved settings without {min(missing)}; give what {owner}.state_dict() "
+                "returned."
+            )
+        self._check(group)
+        params = [p for layer in self._layers for p in layer.parameters]
+        saved = saved_rows(state_dict, params)
+        for layer in self._layers:
+            weight = layer.module.weight
+            entries = saved.pop(weight, {})
+            if entries or group["step"] or group["warm_batches"]:
+                expected = self._fresh(layer, torch.empty_like(weight, device="meta"))
+                check_entries(owner, weight, entries, expected)
+                saved[weight] = entries
+        for p in saved.keys() - {layer.module.weight for layer in self._layers}:
+            check_entries(owner, p, saved[p], {})
+        return saved
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse settings of another type, and numbers outside their range."""
+        for name, x in settings.items():
+            if name == "lr" or name == "weight_decay":
+                check_rate(name, x)
+            elif name in ("step", "warm_batches"):
+                check_integer(name, x, 0)
+            elif name == "interval":
+                check_integer(name, x, 1)
+            elif name == "seed":
+                check_integer(name, x)
+            elif name == "is_started":
+                if not isinstance(x, bool):
+                    raise InputError(f"Got {name} = {x!r}; give True or False.")
+            elif name.endswith("beta"):
+                check_number(name, x, "a number in [0, 1)", lambda x: 0 <= x < 1)
+            elif name == "inverse_ratio":
+                check_number(name, x, "a number in (0, 1)", lambda x: 0 < x < 1)
+            elif name == "damping":
+                self._check_damping(x)
+
+    def _check_damping(self, x: object) -> None:
+        check_number("damping", x, "a number above 0", lambda x: 0 < x < math.inf)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: x for name, x in vars(self).items() if name in self._kept()}
@@ -250,19 +305,6 @@ def _average(state: State, moments: State, weight: float | Tensor) -> None:
         old = state[name]
         state[name] = old.lerp(torch.where(is_finite, moment, old), weight)
     state["moment_count"] = state["moment_count"] + is_finite
-
-
-def _check(numbers: Mapping[str, Any]) -> None:
-    """Refuse numbers outside their range."""
-    for name, x in numbers.items():
-        if name == "damping":
-            is_good, range_told = 0 < x < math.inf, "above 0"
-        elif name.endswith("beta"):
-            is_good, range_told = 0 <= x < 1, "in [0, 1)"
-        else:
-            is_good, range_told = 0 <= x < math.inf, "of at least 0"
-        if not is_good:
-            raise InputError(f"Got {name} {x}; give a number {range_told}.")
 
 
 def _difference(these: Sequence[str], those: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psgd_optim.derivatives import Closure, losses
-from psgd_optim.types import InputError
+from psgd_optim.types import InputError, expect
 
 
 @final
@@ -112,9 +112,11 @@ def layers_of(model: nn.Module) -> list[Layer]:
         The layers, in the model's order; frozen ones are left out.
 
     Raises:
+        TypeError: If it is no module.
         InputError: If another module has trainable parameters, or a layer cannot be one matrix, or
             there is none.
     """
+    expect("layers_of", "model", model, nn.Module, "the nn.Module itself, not its parameters")
     found: list[Layer] = []
     owner: dict[Tensor, str] = {}
     for name, module in model.named_modules():

@@ -14,7 +14,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from psgd_optim.types import InputError, State
+from psgd_optim.peers.arguments import check_integer, check_number
+from psgd_optim.types import State
 
 _LEAST_SLOPE = 1e-4  # S4's released code: the curvature that a pair must show, relative to |g|
 
@@ -45,10 +46,9 @@ class DoubleDamping:
     step_ratio: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.inverse_ratio < 1:
-            raise InputError(f"Got inverse_ratio {self.inverse_ratio}; give one in (0, 1).")
-        if not 0 < self.step_ratio <= 1:
-            raise InputError(f"Got step_ratio {self.step_ratio}; give one in (0, 1].")
+        inverse, step = self.inverse_ratio, self.step_ratio
+        check_number("inverse_ratio", inverse, "a number in (0, 1)", lambda x: 0 < x < 1)
+        check_number("step_ratio", step, "a number in (0, 1]", lambda x: 0 < x <= 1)
 
     def damp(self, s: Tensor, y: Tensor, hy: Tensor) -> SecantPair:
         """Return the damped pair; one that needs no damping comes back as it is.
@@ -189,8 +189,7 @@ class CompactLBFGS(InverseHessian):
     pairs: int = 100
 
     def __post_init__(self) -> None:
-        if self.pairs < 1:
-            raise InputError(f"Got a memory of {self.pairs} pairs; give at least 1.")
+        check_integer("pairs", self.pairs, 1)
 
     def initial(self, like: Tensor) -> State:
         """Return an empty memory."""

@@ -298,6 +298,8 @@ def test_loading_keeps_no_hold_of_what_was_loaded_and_copies_go_on_alike(peer: P
     other.load_state_dict(saved)
     other.step(quadratic(hessian, y))
     assert all(torch.equal(held[0][name], saved["state"][0][name]) for name in held[0])
+    other = copy.deepcopy(other)
+    other.load_state_dict(saved)  # a copy loads too
     pair = copy.deepcopy((x, optimizer))
     pair[1].step(quadratic(hessian, pair[0]))
     assert torch.equal(pair[0], y)

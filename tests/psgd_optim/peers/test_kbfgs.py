@@ -248,6 +248,6 @@ def test_the_ratio_of_the_first_damping_is_checked():
 @pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
 def test_a_damping_whose_root_bounds_no_pairs_is_refused(kind):
     kind(network(), LR, damping=1.0)
-    with pytest.raises(InputError, match=r"Got damping 1\.5; .* in \(0, 1\]") as refusal:
+    with pytest.raises(InputError, match=r"Got damping = 1\.5; .* in \(0, 1\]") as refusal:
         kind(network(), LR, damping=1.5)
     assert "\n" not in str(refusal.value)

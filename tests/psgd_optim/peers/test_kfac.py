@@ -125,5 +125,5 @@ def test_a_closure_has_to_call_the_model_itself():
 
     with pytest.raises(InputError, match="0 calls of the model"):
         optimizer.step(closure)
-    with pytest.raises(InputError, match="interval"):
+    with pytest.raises(InputError, match="Got interval = 0; give an integer"):
         KFAC(model, LR, damping=DAMPING, sampled_loss=bernoulli, interval=0)

@@ -321,6 +321,69 @@ def test_the_state_of_another_model_is_refused_in_a_line(make: Make, sizes: tupl
     assert "\n" not in str(refusal.value)
 
 
+def _without_settings(saved: Any) -> None:
+    del saved["param_groups"][0]["beta"]
+
+
+def _with_another_number(saved: Any) -> None:
+    saved["param_groups"][0]["damping"] = -1.0
+
+
+def _with_another_shape(saved: Any) -> None:
+    saved["state"][0]["gradient"] = torch.zeros(2, 2)
+
+
+def _with_another_dtype(saved: Any) -> None:
+    saved["state"][2]["input_moment"] = saved["state"][2]["input_moment"].double()
+
+
+def _without_an_entry(saved: Any) -> None:
+    del saved["state"][0]["moment_count"]
+
+
+def _with_another_entry(saved: Any) -> None:
+    saved["state"][1] = {"exp_avg": torch.zeros(8)}
+
+
+def _without_a_layer(saved: Any) -> None:
+    del saved["state"][2]
+
+
+def _with_no_tensor(saved: Any) -> None:
+    saved["state"][0]["gradient"] = 1.0
+
+
+@each_optimizer
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _without_settings,
+        _with_another_number,
+        _with_another_shape,
+        _with_another_dtype,
+        _without_an_entry,
+        _with_another_entry,
+        _without_a_layer,
+        _with_no_tensor,
+    ],
+)
+def test_spoilt_state_is_refused_in_a_line_and_changes_nothing(make: Make, spoil: Any):
+    model, other = network(), network()
+    optimizer, twin = make(model), make(other)
+    train(twin, other, range(2))
+    train(optimizer, model, range(1))
+    before = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(twin.state_dict())
+    spoil(saved)
+    with pytest.raises(InputError, match="; give") as refusal:
+        optimizer.load_state_dict(saved)
+    assert "\n" not in str(refusal.value)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    for index, entries in before["state"].items():
+        assert all(torch.equal(x, after["state"][index][name]) for name, x in entries.items())
+
+
 @pytest.mark.parametrize("theirs", ["kbfgsl", "kfac", "adam"])
 def test_the_state_of_another_optimizer_is_refused(theirs: str):
     model = network()
@@ -334,12 +397,44 @@ def test_the_state_of_another_optimizer_is_refused(theirs: str):
 
 @each_optimizer
 @pytest.mark.parametrize(
-    "settings", [{"lr": -1.0}, {"damping": 0.0}, {"beta": 1.0}, {"weight_decay": float("nan")}]
+    "settings",
+    [
+        {"lr": -1.0},
+        {"lr": "fast"},
+        {"damping": 0.0},
+        {"damping": None},
+        {"damping": True},
+        {"beta": 1.0},
+        {"beta": torch.ones(())},
+        {"weight_decay": float("nan")},
+    ],
 )
-def test_numbers_outside_their_range_are_refused(make: Make, settings: dict[str, float]):
+def test_numbers_outside_their_range_are_refused(make: Make, settings: dict[str, Any]):
     with pytest.raises(InputError, match=r"Got .*; give a number") as refusal:
         make(network(), **settings)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "error", "words"),
+    [
+        ("kbfgsl", {"memory": 2.5}, InputError, "2.5; give an integer of at least 1"),
+        ("kfac", {"interval": 1.5}, InputError, "Got interval = 1.5; give an integer of at least"),
+        ("kfac", {"seed": None}, InputError, "Got seed = None; give an integer"),
+        ("kfac", {"sampled_loss": "normal"}, TypeError, "give one of psgd_optim.peers.likelihoods"),
+        ("kbfgs", {"inverse_ratio": "low"}, InputError, "Got inverse_ratio = 'low'; give a number"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(kind: str, settings: Any, error: Any, words: str):
+    with pytest.raises(error, match=words) as refusal:
+        MAKERS[kind](network(), **settings)
+    assert "\n" not in str(refusal.value)
+
+
+@each_optimizer
+def test_parameters_in_the_place_of_a_model_are_refused(make: Make):
+    with pytest.raises(TypeError, match=r"the nn[.]Module itself"):
+        make(network().parameters())
 
 
 @each_optimizer

@@ -125,7 +125,7 @@ def test_a_pair_that_needs_no_damping_is_left_alone():
 
 @pytest.mark.parametrize(("mu1", "mu2"), [(0.0, 1.0), (1.0, 1.0), (0.2, 0.0), (0.2, 1.1)])
 def test_ratios_outside_their_range_are_refused(mu1, mu2):
-    with pytest.raises(InputError, match="give one"):
+    with pytest.raises(InputError, match="give a number in"):
         DoubleDamping(mu1, mu2)
 
 
