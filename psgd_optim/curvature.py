@@ -32,6 +32,10 @@ Pairs = tuple[Probes, Mapping[Tensor, Tensor]]
 """The probes `v` and their Hessian-vector products, by parameter."""
 
 _NO_NAMES: Mapping[Tensor, str] = {}
+_AVERAGE_PAIRS = (
+    "average gradients and H v over the processes yourself and call PSGD.step(pair=(v, hv)) with "
+    "Newton(source=Given())"
+)
 
 
 class PairSource:
@@ -261,7 +265,10 @@ def given_pairs(pair: tuple[Sequence[Tensor], Sequence[Tensor]], params: Sequenc
 
 
 def check_closure(
-    source: LossSource, closure: Callable[[], Any] | None, owner: str = "PSGD"
+    source: LossSource,
+    closure: Callable[[], Any] | None,
+    owner: str = "PSGD",
+    way_out: str = _AVERAGE_PAIRS,
 ) -> Callable[[], Any]:
     """Return the closure of a step that differentiates the loss itself, where that can be done.
 
@@ -269,6 +276,7 @@ def check_closure(
         source: What differentiates it.
         closure: What the caller gave.
         owner: The optimizer, for the message.
+        way_out: What to do with several processes, for the message.
 
     Raises:
         TypeError: If there is none, or other processes would have to know.
@@ -278,10 +286,22 @@ def check_closure(
             f"{owner} with {type(source).__name__}() differentiates the loss itself; call "
             "step(closure) with a closure that returns the loss, without backward()."
         )
+    refuse_processes(f"{owner} with {type(source).__name__}()", way_out)
+    return closure
+
+
+def refuse_processes(told: str, way_out: str) -> None:
+    """Refuse several processes to an optimizer that differentiates the loss itself.
+
+    Args:
+        told: The optimizer, for the message.
+        way_out: What to do instead.
+
+    Raises:
+        TypeError: If torch's distributed processes have been started.
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise TypeError(
-            f"{owner} with {type(source).__name__}() differentiates the loss on this process "
-            "alone, which DistributedDataParallel does not see; average gradients and H v over the "
-            "processes yourself and call PSGD.step(pair=(v, hv)) with Newton(source=Given())."
+            f"{told} differentiates the loss on this process alone, which DistributedDataParallel "
+            f"does not see; {way_out}."
         )
-    return closure

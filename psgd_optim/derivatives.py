@@ -31,7 +31,7 @@ class Evaluation:
 
 
 @contextmanager
-def _readable_errors(place: Callable[[], str] = str) -> Iterator[None]:
+def readable_errors(place: Callable[[], str] = str) -> Iterator[None]:
     """Name the switch to flip where a fused kernel has no second derivative, and the place."""
     try:
         yield
@@ -124,7 +124,7 @@ def _told(loss: object) -> str:
 
 def gradients(loss: Tensor, params: Sequence[Tensor], *, twice: bool) -> dict[Tensor, Tensor]:
     """Return the gradient of every parameter that the loss depends on."""
-    with _readable_errors():
+    with readable_errors():
         grads = torch.autograd.grad(loss, params, create_graph=twice, allow_unused=True)
     return {p: g for p, g in zip(params, grads, strict=True) if g is not None}
 
@@ -160,7 +160,7 @@ def products(
         return {}
     if _meets(grads.values(), _SILENT_END):
         raise InputError(_told_once("once_differentiable", _place(grads, names)))
-    with _readable_errors(lambda: _place(grads, names)):
+    with readable_errors(lambda: _place(grads, names)):
         found = torch.autograd.grad(
             list(grads.values()), inputs, [probes[p] for p in inputs], allow_unused=True
         )

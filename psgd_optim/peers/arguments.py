@@ -7,6 +7,9 @@ from torch import Tensor
 
 from psgd_optim.types import InputError
 
+ONE_PROCESS = "train in one process, outside of torch.distributed"
+"""What to do where an optimizer differentiates the loss itself, for messages."""
+
 
 def check_number(name: str, x: object, told: str, is_allowed: Callable[[float], bool]) -> None:
     """Refuse what is no number, or one outside a range.

@@ -19,7 +19,7 @@ from psgd_optim.derivatives import Evaluation
 from psgd_optim.groups import told_names
 from psgd_optim.linalg import lift
 from psgd_optim.noise import noise_generator, normal_like, signs_like
-from psgd_optim.peers.arguments import check_integer, check_number, check_rate
+from psgd_optim.peers.arguments import ONE_PROCESS, check_integer, check_number, check_rate
 from psgd_optim.state_io import check_entries, load_exactly, saved_rows, setting_names
 from psgd_optim.types import InputError
 
@@ -109,7 +109,7 @@ class _ProbedSGD(torch.optim.Optimizer, abc.ABC):
                 is sparse.
             TypeError: If there is no closure, or other processes would have to know.
         """
-        closure = check_closure(_SOURCE, closure, type(self).__name__)
+        closure = check_closure(_SOURCE, closure, type(self).__name__, ONE_PROCESS)
         probes = self._probes() if self.fits_next else None
         params = [p for p in self._parameters() if p.requires_grad]
         found = _SOURCE.evaluate(closure, params, probes, told_names(self.param_groups))

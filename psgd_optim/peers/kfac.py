@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from psgd_optim.derivatives import Closure
 from psgd_optim.noise import noise_generator
 from psgd_optim.peers.kronecker import KroneckerOptimizer, damped_inverse
-from psgd_optim.peers.layers import Layer, Pass, differentiate, mean_loss, traced
+from psgd_optim.peers.layers import Layer, Pass, Trace, differentiate, mean_loss, traced
 from psgd_optim.peers.likelihoods import SampledLoss
 from psgd_optim.types import InputError, State
 
@@ -41,6 +41,8 @@ class KFAC(KroneckerOptimizer):
     Source: S4 section 6 and Table 2.
     Deviation: the targets' loss shares the forward pass; layers with positions: see
     `layers.input_moment`.
+    Deviation: the published code lets the first mini-batch take the place of the warm start, and
+    its decay ramps up, `min(1 - 1 / (k + 1), beta)` in step `k`; here `beta` counts from the start.
     """
 
     def __init__(
@@ -79,12 +81,16 @@ class KFAC(KroneckerOptimizer):
         }
 
     def _warm_moments(self, closure: Closure) -> Iterator[tuple[Layer, State]]:
-        _, sampled = self._passes(closure, self._settings["warm_batches"] + 1, _WARM_START)
+        number = self._settings["warm_batches"] + 1
+        trace, _, sampled_loss = self._losses(closure, number, _WARM_START)
+        sampled = differentiate(self._layers, trace, sampled_loss, with_gradients=False)
         for layer in self._layers:
             yield layer, _moments(layer, sampled)
 
     def _take_step(self, closure: Closure) -> Tensor:
-        taken, sampled = self._passes(closure, self._settings["step"], _STEPS)
+        trace, loss, sampled_loss = self._losses(closure, self._settings["step"], _STEPS)
+        taken = differentiate(self._layers, trace, loss, with_gradients=True, keep_graph=True)
+        sampled = differentiate(self._layers, trace, sampled_loss, with_gradients=False)
         for layer in self._layers:
             state = self._state(layer)
             self._fold(state, _moments(layer, sampled))
@@ -94,8 +100,8 @@ class KFAC(KroneckerOptimizer):
             self._move(layer, direction)
         return taken.loss
 
-    def _passes(self, closure: Closure, number: int, stream: int) -> tuple[Pass, Pass]:
-        """Return the pass of the loss, and that of the sampled loss of the same outputs.
+    def _losses(self, closure: Closure, number: int, stream: int) -> tuple[Trace, Tensor, Tensor]:
+        """Return a forward pass, its loss, and the sampled loss of the same outputs.
 
         Args:
             closure: Returns the loss.
@@ -105,10 +111,11 @@ class KFAC(KroneckerOptimizer):
         Raises:
             InputError: If the closure does not call the model once, for one tensor.
         """
-        outputs: list[Tensor] = []
+        outputs: list[object] = []
 
-        def keep(module: nn.Module, args: object, output: Tensor) -> None:
+        def keep(module: nn.Module, args: object, output: object) -> object:
             outputs.append(output)
+            return output.clone() if isinstance(output, Tensor) else output  # as in `traced`
 
         with torch.enable_grad(), traced(self._layers) as trace:
             handle = self._model.register_forward_hook(keep)
@@ -123,9 +130,7 @@ class KFAC(KroneckerOptimizer):
                 )
             seed = self._settings["seed"]
             generator = noise_generator(outputs[0].device, seed, number, stream)
-            sampled = self._sampled_loss(outputs[0], generator)
-        own = differentiate(self._layers, trace, loss, with_gradients=True, keep_graph=True)
-        return own, differentiate(self._layers, trace, sampled, with_gradients=False)
+            return trace, loss, self._sampled_loss(outputs[0], generator)
 
     def _invert(self, state: State) -> None:
         """Make the inverses anew in the steps that do; zeros before the first finite moments."""

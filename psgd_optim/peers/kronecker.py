@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from psgd_optim.curvature import refuse_processes
 from psgd_optim.derivatives import Closure, Surroundings
-from psgd_optim.peers.arguments import check_integer, check_number, check_rate
+from psgd_optim.peers.arguments import ONE_PROCESS, check_integer, check_number, check_rate
 from psgd_optim.peers.layers import Layer, Pass, layers_of
 from psgd_optim.state_io import check_entries, load_exactly, saved_rows, setting_names
 from psgd_optim.types import InputError, State
@@ -109,8 +110,12 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
             closures: One for every mini-batch, as for `step`.
 
         Raises:
-            InputError: If a step has been taken, or there is no closure.
+            InputError: If a step has been taken, or there is no list of closures.
+            TypeError: If other processes would have to know.
         """
+        refuse_processes(type(self).__name__, ONE_PROCESS)
+        if callable(closures):
+            raise InputError("Got one closure; give a list of them, one for every mini-batch.")
         if self._settings["step"]:
             raise InputError("Got a warm start after a step; give it before the first one.")
         surroundings = self._surroundings()
@@ -169,20 +174,23 @@ class KroneckerOptimizer(torch.optim.Optimizer, abc.ABC):
 
         Args:
             closure: Returns the mean loss over the samples of a mini-batch, always the same one,
-                without calling `backward`. Gradients in `grad` are neither read nor written.
+                without calling `backward`. Autocast belongs inside of it. Gradients in `grad` are
+                neither read nor written.
 
         Returns:
             0-D, the loss before the step.
 
         Raises:
-            TypeError: If there is no closure.
-            InputError: If the closure does not use every layer once, on a mini-batch.
+            TypeError: If there is no closure, or other processes would have to know.
+            InputError: If the closure does not use every layer once, on a mini-batch, or a setting
+                is outside its range.
         """
         if closure is None:
             raise TypeError(
                 f"{type(self).__name__} differentiates the loss itself; call step(closure) with a "
                 "closure that returns the loss, without backward()."
             )
+        refuse_processes(type(self).__name__, ONE_PROCESS)
         self._check(self._settings)
         with self._undone_on_error():
             loss = self._take_step(closure)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from psgd_optim.derivatives import Closure, losses
+from psgd_optim.derivatives import Closure, losses, readable_errors
 from psgd_optim.types import InputError, expect
 
 
@@ -26,6 +26,9 @@ from psgd_optim.types import InputError, expect
 class Layer:
     """An `nn.Linear` or `nn.Conv2d` as one matrix.
 
+    What a closure does with the parameters besides calling the layer counts in gradients, and is
+    not seen by moments and pairs.
+
     Args:
         name: Its name in the model, for messages.
         module: The layer itself.
@@ -33,6 +36,11 @@ class Layer:
 
     name: str
     module: nn.Linear | nn.Conv2d
+
+    @property
+    def told(self) -> str:
+        """What a message calls it: its name, which is empty where the model is this layer."""
+        return self.name or "the layer"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,21 +78,29 @@ class Layer:
         """Return what the matrix is multiplied by, with the constant 1 of a bias.
 
         Args:
-            x: The layer's input, (m, ..., n) of a linear one, (m, C, height, width) of another.
+            x: The layer's input, (m, ..., n) of a linear one, (m, C, height, width) of another, in
+                any precision: autocast's is lower than the weight's, which is returned.
 
         Returns:
             (R, n).
         """
         if isinstance(self.module, nn.Conv2d):
             x = _patches(self.module, x)
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).to(self.module.weight.dtype)
         return rows if self.module.bias is None else F.pad(rows, (0, 1), value=1.0)
 
     def output_rows(self, x: Tensor) -> Tensor:
-        """Return (R, M) of a tensor like the layer's output, in the order of `input_rows`."""
+        """Return (R, M) of a tensor like the layer's output, in the order of `input_rows`.
+
+        Args:
+            x: (m, ..., M) or (m, M, height, width), in any precision.
+
+        Returns:
+            The rows in the precision of the weight.
+        """
         if isinstance(self.module, nn.Conv2d):
             x = x.flatten(2).mT
-        return x.reshape(-1, x.shape[-1])
+        return x.reshape(-1, x.shape[-1]).to(self.module.weight.dtype)
 
 
 def _patches(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -240,18 +256,18 @@ class Trace:
         """
         if layer in self.outputs:
             raise InputError(
-                f"Got a closure that uses {layer.name or 'the layer'} twice in one pass; give "
+                f"Got a closure that uses {layer.told} twice in one pass; give "
                 "every use a layer of its own, and the whole mini-batch at once."
             )
         if x.ndim < (4 if isinstance(layer.module, nn.Conv2d) else 2):
             raise InputError(
-                f"Got an input of shape {tuple(x.shape)} for {layer.name or 'the layer'}; give a "
+                f"Got an input of shape {tuple(x.shape)} for {layer.told}; give a "
                 "mini-batch, whose first axis counts the samples."
             )
         if not x.numel():
             raise InputError(
                 f"Got an empty mini-batch, of shape {tuple(x.shape)}, for "
-                f"{layer.name or 'the layer'}; give at least one sample."
+                f"{layer.told}; give at least one sample."
             )
         self.inputs[layer] = x.detach()
         self.outputs[layer] = output
@@ -268,23 +284,43 @@ class Trace:
         for layer in layers:
             if layer not in self.outputs:
                 raise InputError(
-                    f"Got a closure that does not use {layer.name}; use it, or freeze it."
+                    f"Got a closure that does not use {layer.told}; use it, or freeze it."
                 )
 
 
 @contextmanager
 def traced(layers: Sequence[Layer]) -> Iterator[Trace]:
-    """Record what passes through layers; hooks are there inside of the context only."""
+    """Record what passes through layers; hooks are there inside of the context only.
+
+    Args:
+        layers: All of the model's.
+
+    Yields:
+        The record.
+
+    Raises:
+        InputError: If one of the layers is frozen.
+    """
+    for layer in layers:
+        if not all(p.requires_grad for p in layer.parameters):
+            raise InputError(
+                f"Got {layer.told} frozen since the optimizer was made; unfreeze it, or make a new "
+                "optimizer."
+            )
     trace = Trace()
 
     def hook_of(layer: Layer) -> Any:  # noqa: ANN401 -- a hook as torch types it
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            trace.add(layer, args[0], output)
+        def hook(
+            module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> Tensor:
+            trace.add(layer, args[0] if args else named["input"], output)
             return output.clone()  # what follows may write into it, as an in-place ReLU does
 
         return hook
 
-    handles = [layer.module.register_forward_hook(hook_of(layer)) for layer in layers]
+    handles = [
+        layer.module.register_forward_hook(hook_of(layer), with_kwargs=True) for layer in layers
+    ]
     try:
         yield trace
     finally:
@@ -350,18 +386,19 @@ def differentiate(
         The pass.
 
     Raises:
-        InputError: If the loss does not depend on a layer.
+        InputError: If the loss does not depend on a layer, or its graph is gone.
     """
     trace.check(layers)
     outputs = [trace.outputs[layer] for layer in layers]
     params = [p for layer in layers for p in layer.parameters] if with_gradients else []
-    found = torch.autograd.grad(
-        loss, [*outputs, *params], allow_unused=True, retain_graph=keep_graph
-    )
+    with readable_errors():
+        found = torch.autograd.grad(
+            loss, [*outputs, *params], allow_unused=True, retain_graph=keep_graph
+        )
     rest = iter(found[len(outputs) :])
     for layer, gradient in zip(layers, found, strict=False):
         if gradient is None:
-            raise InputError(f"Got a loss that does not depend on {layer.name}; freeze it.")
+            raise InputError(f"Got a loss that does not depend on {layer.told}; freeze it.")
     return Pass(
         loss=loss.detach().reshape(()),
         gradients={layer: layer.matrix([next(rest) for _ in layer.parameters]) for layer in layers}

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from psgd_optim.noise import normal_like
+from psgd_optim.types import InputError
 
 SampledLoss = Callable[[Tensor, torch.Generator], Tensor]
 """The mean loss of outputs (m, ...) against targets that it draws."""
@@ -32,7 +33,20 @@ def normal(means: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the cross entropy of one class per sample; logits are (m, classes)."""
+    """Return the cross entropy of one class per sample.
+
+    Args:
+        logits: (m, classes).
+        generator: Draws the classes.
+
+    Raises:
+        InputError: If the logits have more axes or fewer.
+    """
+    if logits.ndim != 2:
+        raise InputError(
+            f"Got logits of shape {tuple(logits.shape)}; give (samples, classes): for several "
+            "classes per sample, write a sampled loss that sums over them."
+        )
     chances = logits.detach().softmax(dim=1).nan_to_num(1.0)
     targets = torch.multinomial(chances, 1, generator=generator)
     return F.cross_entropy(logits, targets.squeeze(1))

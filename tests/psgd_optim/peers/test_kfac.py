@@ -105,6 +105,44 @@ def test_sampled_losses_have_the_fisher_matrix_of_their_distribution(sampled, fi
     torch.testing.assert_close(g.mean(dim=0), torch.zeros(3), rtol=0, atol=0.02)
 
 
+def test_classes_need_one_axis_of_their_own():
+    with pytest.raises(InputError, match=r"logits of shape \(2, 3, 4\); give \(samples, classes"):
+        categorical(torch.zeros(2, 3, 4), torch.Generator())
+
+
+def test_a_closure_may_change_the_output_in_place():
+    ends = []
+    for in_place in (False, True):
+        model, x = network(), batches(1)[0]
+        optimizer = KFAC(model, LR, damping=DAMPING, sampled_loss=bernoulli)
+
+        def closure(model=model, x=x, in_place=in_place) -> Tensor:
+            z = model(x)
+            z = z.mul_(2) if in_place else z * 2
+            return F.binary_cross_entropy_with_logits(z, x[:, :3].sigmoid())
+
+        optimizer.step(closure)
+        ends.append(model[0].weight.detach())
+    assert torch.equal(*ends)
+
+
+def test_a_warm_start_differentiates_the_sampled_loss_alone():
+    model, x = network(), batches(1)[0]
+    optimizer = KFAC(model, LR, damping=DAMPING, sampled_loss=bernoulli)
+    calls = []
+
+    def closure() -> Tensor:
+        z = model(x)
+        loss = z.square().mean()
+        loss.register_hook(calls.append)
+        return loss
+
+    optimizer.warm_start([closure])
+    assert not calls
+    optimizer.step(closure)
+    assert len(calls) == 1
+
+
 def test_another_seed_draws_other_targets():
     ends = []
     for seed in (0, 0, 1):

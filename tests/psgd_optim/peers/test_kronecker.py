@@ -131,6 +131,40 @@ def test_momentum_can_be_emptied(make: Make):
     assert not any(state["gradient"].any() for state in optimizer.state.values())
 
 
+@each_optimizer
+@pytest.mark.parametrize("kind", ["autocast", "backward", "processes", "frozen"])
+def test_what_a_closure_may_do(make: Make, kind: str, monkeypatch: pytest.MonkeyPatch):
+    model, x = network(), images()[0]
+    optimizer = make(model)
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            loss = loss_of(model, x)
+        if kind == "backward":
+            loss.backward(retain_graph=False)
+        return loss
+
+    if kind == "autocast":
+        losses = [float(optimizer.step(closure)) for _ in range(6)]
+        assert losses[-1] < losses[0]
+        return
+    if kind == "processes":
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    if kind == "frozen":
+        model[2].requires_grad_(False)
+    words = {
+        "backward": r"call no backward\(\)",
+        "processes": r"^\w+ differentiates the loss on this process alone.*train in one process",
+        "frozen": "Got 2 frozen",
+    }[kind]
+    calls = [lambda: optimizer.step(closure), lambda: optimizer.warm_start([closure])]
+    for call in calls[:1] if kind == "backward" else calls:  # K-BFGS's warm start needs no graph
+        with pytest.raises((InputError, TypeError), match=words) as refusal:
+            call()
+        assert "\n" not in str(refusal.value)
+    assert same(model, network())
+
+
 # --- warm start ----------------------------------------------------------------------------------
 
 
@@ -159,6 +193,8 @@ def test_a_warm_start_averages_moments_over_the_pass_and_moves_nothing(make: Mak
 def test_a_warm_start_too_late_or_of_nothing_is_refused(make: Make):
     model = network()
     optimizer = make(model)
+    with pytest.raises(InputError, match="Got one closure; give a list"):
+        optimizer.warm_start(partial(loss_of, model, images()[0]))
     with pytest.raises(InputError, match="without mini-batches"):
         optimizer.warm_start([])
     train(optimizer, model, range(1))

@@ -208,6 +208,67 @@ def test_closures_that_a_pass_cannot_use_are_refused_in_a_line(closure, told):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_model_that_is_one_layer_is_told_by_a_word():
+    model = nn.Linear(3, 3)
+    with pytest.raises(InputError, match="does not use the layer"):
+        run_pass(layers_of(model), lambda: torch.ones((), requires_grad=True))
+    with pytest.raises(InputError, match="not depend on the layer"):
+        run_pass(
+            layers_of(model),
+            lambda: model(torch.ones(2, 3)).detach().sum() * torch.ones((), requires_grad=True),
+        )
+
+
+def test_a_layer_that_was_frozen_later_is_refused_by_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    layers = layers_of(model)
+    model[1].bias.requires_grad_(False)
+    with pytest.raises(InputError, match=r"Got 1 frozen since .*; unfreeze it") as refusal:
+        run_pass(layers, lambda: model(torch.ones(2, 3)).mean())
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_closure_that_has_called_backward_is_told_so():
+    model = nn.Linear(3, 3)
+
+    def closure() -> Tensor:
+        loss = model(torch.ones(2, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.raises(InputError, match=r"call no backward\(\)"):
+        run_pass(layers_of(model), closure)
+
+
+def test_an_input_may_come_by_name():
+    model, x = perceptron(), batch(6, 5)
+    layers = layers_of(model)
+    plain = run_pass(layers, lambda: loss_of(model(x)))
+    named = run_pass(layers, lambda: loss_of(model[1:](model[0](input=x))))
+    assert torch.equal(plain.input_moment(layers[0]), named.input_moment(layers[0]))
+
+
+def test_what_autocast_made_coarser_is_lifted_to_the_precision_of_the_weight():
+    model, x = perceptron().float(), batch(6, 5).float()
+    layers = layers_of(model)
+
+    def closure() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss_of(model(x))
+
+    coarse = run_pass(layers, closure)
+    fine = run_pass(layers, lambda: loss_of(model(x)))
+    for layer in layers:
+        assert coarse.outputs[layer].dtype == torch.bfloat16
+        for name in ("input_mean", "input_moment", "output_mean", "gradient_moment"):
+            ours, theirs = (getattr(taken, name)(layer) for taken in (coarse, fine))
+            assert ours.dtype == torch.float32
+            # bfloat16 has a relative error of 2^-9 per number, some ten of which are multiplied.
+            torch.testing.assert_close(
+                ours, theirs, rtol=0.1, atol=0.05 * float(theirs.abs().max())
+            )
+
+
 def test_a_loss_in_parts_is_refused():
     model = nn.Linear(3, 3)
     parts = [model(torch.ones(2, 3)).mean(), torch.ones((), requires_grad=True)]
