@@ -11,7 +11,15 @@ ROOT = Path(__file__).parents[1]
 # A module may import modules of strictly lower layers, and of its own package folder's base.
 LAYERS = [
     {"types", "noise", "penalty", "views", "background", "host", "affine.base"},
-    {"linalg", "schedules", "derivatives", "affine.maps", "affine.unrolled", "affine.cell_input"},
+    {
+        "linalg",
+        "schedules",
+        "derivatives",
+        "affine.maps",
+        "affine.unrolled",
+        "affine.cell_input",
+        "peers.arguments",
+    },
     {
         "group_gradient",
         "permutation_groups",
