@@ -12,15 +12,7 @@ from experiments.picture import draw
 from experiments.register import EXPERIMENTS
 from experiments.report import Reader, budget_report, overview, page, table, verdict_of, write_page
 from experiments.results import Results
-from experiments.runner import (
-    BUDGETS,
-    QUICK,
-    Changes,
-    budget_of,
-    experiment_of,
-    read_results,
-    run_all,
-)
+from experiments.runner import BUDGETS, QUICK, Attempt, Changes, experiment_of, run_all
 
 from psgd_optim.tools.names import closest
 from psgd_optim.tools.runtime import Interrupt, resolve_device
@@ -79,7 +71,7 @@ def list_experiments(args: Sequence[str]) -> None:
     rows = [("id", "minutes", "data", "verdict", "experiment")]
     for experiment in EXPERIMENTS.values():
         minutes = ", ".join(f"{n} {b.minutes:g}" for n, b in experiment.budgets.items())
-        word = verdict_of(experiment, lambda e, b: read_results(e, b, config.results))
+        word = verdict_of(experiment, reader(config.results))
         data = ", ".join(experiment.data)
         rows.append((experiment.id, minutes or "-", data or "-", word, experiment.title))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -93,12 +85,11 @@ def run_experiments(args: Sequence[str]) -> None:
     first_flag = next((n for n, arg in enumerate(args) if arg.startswith("-")), len(args))
     names = list(args[:first_flag])
     config = parse_flags(RunConfig(), args[first_flag:], prog="reproduce.py run [ID ...]")
-    asked = _asked(names, config)
     changes = Changes(optimizers=config.optimizers, seeds=config.seeds, steps=config.steps)
+    asked = _asked(names, config, changes)
     with Interrupt() as interrupt:
         is_done = run_all(
             asked,
-            changes,
             config.out,
             workers=config.workers,
             device=resolve_device(config.device),
@@ -106,18 +97,17 @@ def run_experiments(args: Sequence[str]) -> None:
             interrupt=interrupt,
             tell=lambda line: print(line, file=sys.stderr),
         )
-    for name, budget_name in asked:
-        experiment = experiment_of(name)
-        budget = changes.apply(budget_of(experiment, budget_name))
-        results = read_results(experiment, budget_name, config.out)
-        print(f"\n{name} {experiment.title}")
+    for attempt in asked:
+        experiment, budget = experiment_of(attempt.experiment), attempt.budget
+        results = attempt.results(config.out)
+        print(f"\n{experiment.id} {experiment.title}")
         # A verdict is on the registered study alone.
         is_own = changes == Changes()
-        report_of = budget_report(experiment, budget_name, budget, results)
+        report_of = budget_report(experiment, attempt.budget_name, budget, results)
         print(report_of if is_own else table(budget, results))
     if len(asked) > 1 and changes == Changes():
         print()
-        print(overview([experiment_of(name) for name, _ in asked], _reader(config.out)))
+        print(overview([experiment_of(a.experiment) for a in asked], reader(config.out)))
     if not is_done:
         print("\ninterrupted; the same command goes on")
 
@@ -128,18 +118,18 @@ def report(args: Sequence[str]) -> None:
     pictures: dict[str, str] = {}
     for experiment in EXPERIMENTS.values():
         for name, budget in experiment.budgets.items():
-            results = read_results(experiment, name, config.results)
+            results = Attempt(experiment=experiment.id, budget_name=name).results(config.results)
             label = budget.study.columns.get(budget.study.target, budget.study.target)
             path = config.figures / f"{experiment.id}_{name}.png"
             is_complete = not budget.study.next_keys(results)
             if is_complete and draw(results, budget.study.labels, label, path):
                 pictures[f"{experiment.id}.{name}"] = os.path.relpath(path, config.out.parent)
-    write_page(config.out, page(list(EXPERIMENTS.values()), _reader(config.results), pictures))
+    write_page(config.out, page(list(EXPERIMENTS.values()), reader(config.results), pictures))
     print(f"{config.out}: {len(EXPERIMENTS)} experiments, {len(pictures)} pictures")
 
 
-def _asked(names: Sequence[str], config: RunConfig) -> list[tuple[str, str]]:
-    """Return the experiments and budgets that a command line names."""
+def _asked(names: Sequence[str], config: RunConfig, changes: Changes) -> list[Attempt]:
+    """Return what a command line asks for."""
     if config.budget not in BUDGETS:
         raise InputError(f"Got --budget {config.budget}; give {' or '.join(BUDGETS)}.")
     if config.workers < 1:
@@ -147,17 +137,25 @@ def _asked(names: Sequence[str], config: RunConfig) -> list[tuple[str, str]]:
     if config.all_quick:
         if names:
             raise InputError(f"Got {names[0]} with --all-quick; give one of them.")
-        return [(name, QUICK) for name, e in EXPERIMENTS.items() if QUICK in e.budgets]
+        if config.budget != QUICK:
+            raise InputError(f"Got --budget {config.budget} with --all-quick; give one of them.")
+        names = [name for name, e in EXPERIMENTS.items() if QUICK in e.budgets]
     if not names:
         raise InputError("There is no experiment to run; name one, or give --all-quick.")
-    for name in names:
-        budget_of(experiment_of(name), config.budget)
-    return [(name, config.budget) for name in names]
+    asked = [
+        Attempt(experiment=name, budget_name=config.budget, changes=changes)
+        for name in dict.fromkeys(names)
+    ]
+    for attempt in asked:
+        _ = attempt.budget  # what cannot be is refused before anything runs
+    return asked
 
 
-def _reader(folder: Path) -> Reader:
+def reader(folder: Path) -> Reader:
+    """Return what reads the registered experiments' runs in a folder."""
+
     def read(experiment: Experiment, budget: str) -> Results:
-        return read_results(experiment, budget, folder)
+        return Attempt(experiment=experiment.id, budget_name=budget).results(folder)
 
     return read
 

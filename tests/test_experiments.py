@@ -19,6 +19,7 @@ from experiments.experiment import (
     Budget,
     Experiment,
     by_id,
+    own_results,
     verdict,
 )
 from experiments.measurement import Measurement
@@ -82,6 +83,34 @@ def test_every_rate_is_tried_once_and_the_best_one_with_every_seed():
     assert [r.key.seed for r in results.of("fast")] == [0, 1, 2]
     assert [r.key.seed for r in results.of("slow")] == [0, 1, 2]
     assert all(len(results.of(control)) == 1 for control in CONTROLS)
+
+
+def test_runs_of_other_lengths_and_rates_do_not_count():
+    study = race()
+    faster = race(methods={"fast": Method(build=sgd, rates=(0.9,))})
+    longer = race(steps=40, seeds=5)
+    others = [*done(faster).records, *done(longer).records]
+    own = done(study)
+    mixed = Results([*others, *own.records], study.target)
+    assert mixed.best_rate("fast") == 0.9  # so they matter
+    assert own_results(study, mixed).records == own.records
+    assert own_results(study, Results(others, study.target)).records == [
+        r for r in done(faster).records if r.key.method in CONTROLS
+    ]
+
+
+def test_a_registered_study_leaves_the_runs_of_changed_ones_in_its_file_alone(bowls, tmp_path):
+    changed = runner.Attempt(
+        experiment="S0-1", budget_name="quick", changes=runner.Changes(steps=5, seeds=3)
+    )
+    registered = ATTEMPT
+    for entry in done(changed.budget.study).records:
+        append(changed.path(tmp_path), entry)
+    assert registered.results(tmp_path).records == []
+    store(tmp_path, bowls)
+    assert {r.key.steps for r in registered.results(tmp_path).records} == {20}
+    assert {r.key.steps for r in changed.results(tmp_path).records} == {5}
+    assert "| slow | 0.02 | 2 |" in table(registered.budget, registered.results(tmp_path))
 
 
 def test_a_run_is_what_its_optimizer_does():
@@ -236,10 +265,13 @@ def bowls(monkeypatch):
     return found
 
 
+ATTEMPT = runner.Attempt(experiment="S0-1", budget_name="quick")
+
+
 def store(folder: Path, experiments):
     study = experiments["S0-1"].budgets["quick"].study
     for entry in done(study).records:
-        append(runner.records_path(folder, "S0-1", "quick"), entry)
+        append(ATTEMPT.path(folder), entry)
 
 
 def test_the_report_has_every_experiment_its_figures_and_a_picture(bowls, tmp_path, capsys):
@@ -270,13 +302,14 @@ def test_an_experiment_runs_in_workers_and_goes_on_where_it_stopped(tmp_path, ca
     text = capsys.readouterr().out
     assert "| adamw | 0.001 | 2 |" in text
     assert "reproduced" not in text
-    stored = runner.records_path(tmp_path, "S1-1", "quick").read_text().splitlines()
+    file = runner.Attempt(experiment="S1-1", budget_name="quick").path(tmp_path)
+    stored = file.read_text().splitlines()
     assert len(stored) == 6  # two methods with two seeds, two controls
     assert json.loads(stored[0])["source"]["command"].startswith(
         "python scripts/reproduce.py run S1-1"
     )
     reproduce.main([*args, "--optimizers", "gradient descent", "adamw"])
-    assert runner.records_path(tmp_path, "S1-1", "quick").read_text().splitlines() == stored
+    assert file.read_text().splitlines() == stored
 
 
 @pytest.mark.parametrize(
@@ -287,6 +320,7 @@ def test_an_experiment_runs_in_workers_and_goes_on_where_it_stopped(tmp_path, ca
         (["run", "S9-9"], r"There is no experiment 'S9-9'; "),
         (["run", "S1-1", "--all-quick"], r"Got S1-1 with --all-quick; give one of them\."),
         (["run", "S1-1", "--budget", "long"], r"Got --budget long; give quick or full\."),
+        (["run", "--all-quick", "--budget", "full"], r"Got --budget full with --all-quick; "),
         (["run", "S1-1", "--workers", "0"], r"Got --workers 0; give a number of at least 1\."),
         (["run", "S1-1", "--seeds", "0"], r"Got --seeds 0; give a number of at least 1\."),
         (
@@ -322,7 +356,5 @@ def test_the_documentation_is_what_the_stored_runs_give():
         if (figures / f"{experiment.id}_{name}.png").is_file()
     }
     stored = root / "results" / "experiments"
-    text = page(
-        list(EXPERIMENTS.values()), lambda e, b: runner.read_results(e, b, stored), pictures
-    )
+    text = page(list(EXPERIMENTS.values()), reproduce.reader(stored), pictures)
     assert (root / "docs" / "experiments.md").read_text(encoding="utf-8").strip() == text.strip()

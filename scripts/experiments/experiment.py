@@ -95,12 +95,24 @@ class Experiment:
     """Why it cannot be tried here, where it has no budget; or what a reduced one leaves open."""
 
 
+def own_results(study: Study, results: Results) -> Results:
+    """Return the runs that a study would ask for, in its order.
+
+    A file may also hold runs of other lengths, rates or methods: of a changed study, or of one as
+    it was once registered. They say nothing of this one, nor which of its rates is best.
+    """
+    own = Results([], study.target)
+    while asked := [key for key in study.next_keys(own) if key in results]:
+        own = Results([*own.records, *(results[key] for key in asked)], study.target)
+    return own
+
+
 def verdict(budget: Budget, results: Results) -> tuple[str, Sequence[Finding]]:
     """Return the verdict on an experiment and the findings behind it.
 
     Args:
         budget: How it was tried.
-        results: What came of it.
+        results: What came of it, and of nothing else.
 
     Returns:
         `NOT_RUN` while runs are missing; `MISSED` if any criterion does not hold; else how much

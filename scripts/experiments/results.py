@@ -65,6 +65,9 @@ class Results:
     def __contains__(self, key: Key) -> bool:
         return key in self._by_key
 
+    def __getitem__(self, key: Key) -> Record:
+        return self._by_key[key]
+
     @property
     def records(self) -> Sequence[Record]:
         """All runs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from experiments.experiment import Budget, Experiment, Study
+from experiments.experiment import Budget, Experiment, own_results
 from experiments.pool import pool
 from experiments.problem import Problem
 from experiments.register import EXPERIMENTS
@@ -88,14 +88,39 @@ def budget_of(experiment: Experiment, name: str) -> Budget:
     return experiment.budgets[name]
 
 
-def records_path(folder: Path, experiment: str, budget: str) -> Path:
-    """Return the file with the runs of an experiment."""
-    return folder / f"{experiment}.{budget}.jsonl"
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """A budget of an experiment, as it is registered or with changes."""
+
+    experiment: str
+    """Its id."""
+    budget_name: str
+    changes: Changes = Changes()
+
+    def __str__(self) -> str:
+        return f"{self.experiment} ({self.budget_name})"
+
+    @property
+    def budget(self) -> Budget:
+        """The budget, changed.
+
+        Raises:
+            InputError: If there is none, or it cannot be changed so.
+        """
+        return self.changes.apply(budget_of(experiment_of(self.experiment), self.budget_name))
+
+    def path(self, folder: Path) -> Path:
+        """Return the file with its runs, and with those of other changes."""
+        return folder / f"{self.experiment}.{self.budget_name}.jsonl"
+
+    def results(self, folder: Path) -> Results:
+        """Return its own runs of those in a folder."""
+        study = self.budget.study
+        return own_results(study, read(self.path(folder), study.target))
 
 
 def run_all(
-    asked: Sequence[tuple[str, str]],
-    changes: Changes,
+    asked: Sequence[Attempt],
     folder: Path,
     *,
     workers: int,
@@ -107,8 +132,7 @@ def run_all(
     """Do all runs that are still to be done, of several experiments side by side.
 
     Args:
-        asked: Experiments and budgets by name.
-        changes: To each of them.
+        asked: What to do.
         folder: Where the records are, and go.
         workers: Runs at a time.
         device: Where they compute.
@@ -120,53 +144,44 @@ def run_all(
         Whether all came to their end.
     """
     source = {"command": command, "commit": commit(), **versions(["torch"])}
-    waiting: dict[Future[object], tuple[str, str]] = {}
+    waiting: dict[Future[object], Attempt] = {}
     with pool(workers) as submit:
 
-        def go_on(name: str, budget_name: str) -> None:
-            """Submit what an experiment needs next; its earlier runs have all ended."""
-            path = records_path(folder, name, budget_name)
-            study = changes.apply(budget_of(experiment_of(name), budget_name)).study
-            keys = study.next_keys(read(path, study.target))
+        def go_on(attempt: Attempt) -> None:
+            """Submit what an attempt needs next; its earlier runs have all ended."""
+            keys = attempt.budget.study.next_keys(attempt.results(folder))
             for key in keys:
-                job = partial(_run_one, name, budget_name, changes, key, path, device, source)
-                waiting[submit(job)] = (name, budget_name)
+                job = partial(_run_one, attempt, key, folder, device, source)
+                waiting[submit(job)] = attempt
             if not keys:
-                tell(f"{name} ({budget_name}) is complete")
+                tell(f"{attempt} is complete")
 
-        for name, budget_name in asked:
-            go_on(name, budget_name)
+        for attempt in asked:
+            go_on(attempt)
         while waiting and not interrupt.requested:
             ended, _ = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
             for future in ended:
-                member = waiting.pop(future)
+                attempt = waiting.pop(future)
                 future.result()
-                if member not in waiting.values():
-                    go_on(*member)
+                if attempt not in waiting.values():
+                    go_on(attempt)
     return not interrupt.requested
 
 
 def _run_one(
-    name: str,
-    budget: str,
-    changes: Changes,
+    attempt: Attempt,
     key: Key,
-    path: Path,
+    folder: Path,
     device: torch.device,
     source: Mapping[str, str | None],
 ) -> None:
     """Do one run, perhaps in a process of its own, and write down what came of it."""
-    study: Study = changes.apply(EXPERIMENTS[name].budgets[budget]).study
+    study = attempt.budget.study
     with torch_threads(1):  # what is minimised here is small, and runs go on side by side
         start = time.process_time()
         outcome = study.run(key, device)
-        append(path, Record(key, outcome, round(time.process_time() - start, 2), source))
-
-
-def read_results(experiment: Experiment, budget: str, folder: Path) -> Results:
-    """Return what there is of an experiment."""
-    target = experiment.budgets[budget].study.target
-    return read(records_path(folder, experiment.id, budget), target)
+        seconds = round(time.process_time() - start, 2)
+        append(attempt.path(folder), Record(key, outcome, seconds, source))
 
 
 def _method(name: str, race: Race) -> Method:
