@@ -27,7 +27,7 @@ from experiments.plan import CONTROLS
 from experiments.problem import Problem, generator
 from experiments.register import EXPERIMENTS
 from experiments.report import page, table
-from experiments.results import Key, Outcome, Record, Results, append, read
+from experiments.results import DIVERGED, Key, Outcome, Record, Results, append, read
 from experiments.training import Method, Race, falling
 
 from psgd_optim.types import InputError
@@ -203,6 +203,56 @@ def test_verdicts():
 )
 def test_criteria(criterion, holds):
     assert criterion.check(done(race())).holds is holds
+
+
+def diverging(losses, error):
+    """Return runs by method with a loss and an error each, diverged where that is infinite."""
+    return Results(
+        [
+            Record(
+                Key("", method, 0.1, seed, 5),
+                Outcome(figures={"steps": 1}, status=DIVERGED)
+                if math.isinf(loss)
+                else Outcome(figures={"loss": loss, "error": error}),
+                0.5,
+            )
+            for method, several in losses.items()
+            for seed, loss in enumerate(several)
+        ],
+        "loss",
+    )
+
+
+def test_a_rival_that_diverged_has_lost_and_the_evidence_says_so():
+    results = diverging({"ours": [1.0, 2.0], "rival": [3.0, math.inf]}, 0.5)
+    for criterion in (below("ours", "rival", "loss"), ordered(["ours", "rival"], "loss")):
+        finding = criterion.check(results)
+        assert finding.holds
+        assert "diverged (1 of 2)" in finding.evidence
+    assert not below("rival", "ours", "loss", factor=10).check(results).holds
+    assert not below("rival", "rival", "loss", factor=2).check(results).holds
+
+
+def test_what_diverged_shows_no_bound():
+    results = diverging({"rival": [math.inf]}, 0.5)
+    finding = at_least("rival", "error", 0.4).check(results)
+    assert not finding.holds
+    assert finding.evidence == "diverged (1 of 1)"
+    assert not at_most("rival", "error", 0.4).check(results).holds
+
+
+def test_a_figure_that_is_not_a_number_fulfils_nothing():
+    results = diverging({"ours": [1.0], "rival": [2.0]}, math.nan)
+    checks = (below("ours", "rival", "error"), at_least("rival", "error", 0.4))
+    assert not any(criterion.check(results).holds for criterion in checks)
+    infinite = diverging({"ours": [1.0], "rival": [2.0]}, math.inf)
+    assert not at_least("rival", "error", 0.4).check(infinite).holds
+
+
+def test_a_figure_that_no_run_has_is_refused():
+    results = diverging({"ours": [1.0], "rival": [2.0]}, 0.5)
+    with pytest.raises(InputError, match=r"has no figure 'eror', only loss, error; mend the name"):
+        below("ours", "rival", "eror").check(results)
 
 
 def record(seed=0, loss=1.0):

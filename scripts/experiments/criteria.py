@@ -1,5 +1,6 @@
 """The criteria that experiments share: orderings, bounds, and how often a problem was solved."""
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 
@@ -10,11 +11,12 @@ from experiments.results import Results
 def below(
     better: str, worse: str, figure: str, *, factor: float = 1.0, case: str = ""
 ) -> Criterion:
-    """Return that a method's mean is below a factor of another's."""
+    """Return that a method's mean is below a factor of another's, which may have diverged."""
 
     def check(results: Results) -> Finding:
         ours, theirs = (results.mean(name, figure, case) for name in (better, worse))
-        return Finding(ours < factor * theirs, f"{ours:.4g} against {theirs:.4g}")
+        told = " against ".join(_told(results, name, figure, case) for name in (better, worse))
+        return Finding(ours < factor * theirs, told)
 
     times = "" if factor == 1 else f"{factor:g} times "
     return Criterion(f"{_at(case)}{figure} of {better} below {times}that of {worse}", check)
@@ -26,7 +28,7 @@ def ordered(methods: Sequence[str], figure: str, *, case: str = "") -> Criterion
     def check(results: Results) -> Finding:
         means = [results.mean(name, figure, case) for name in methods]
         rises = all(map(operator.lt, means, means[1:]))
-        told = ", ".join(f"{n} {m:.3g}" for n, m in zip(methods, means, strict=True))
+        told = ", ".join(f"{name} {_told(results, name, figure, case)}" for name in methods)
         return Finding(rises, told)
 
     return Criterion(f"{_at(case)}{figure} rises: {' < '.join(methods)}", check)
@@ -74,9 +76,20 @@ def _bounded(
 ) -> Criterion:
     def check(results: Results) -> Finding:
         mean = results.mean(method, figure, case)
-        return Finding(compare(mean, bound), f"{mean:.4g}")
+        # What diverged is above every bound, but nothing was measured that could show a claim.
+        holds = math.isfinite(mean) and compare(mean, bound)
+        return Finding(holds, _told(results, method, figure, case))
 
     return Criterion(f"{_at(case)}{figure} of {method} {words} {bound:g}", check)
+
+
+def _told(results: Results, method: str, figure: str, case: str) -> str:
+    """Return a method's mean for a reader."""
+    values = results.values(method, figure, case)
+    lost = sum(map(math.isinf, values))
+    if lost:
+        return f"diverged ({lost} of {len(values)})"
+    return f"{results.mean(method, figure, case):.4g}" if values else "no run"
 
 
 def _at(case: str) -> str:

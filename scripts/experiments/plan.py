@@ -77,7 +77,7 @@ class Contest(abc.ABC):
             ours = self._first(results, self._methods(case), case)
             control = self._first(results, CONTROLS, case)
             if not told or not ours < control:
-                told = f"{case + ': ' if case else ''}best {ours:.3g}, controls {control:.3g}"
+                told = f"{case + ': ' if case else ''}best {_told(ours)}, controls {_told(control)}"
             if not ours < control:
                 return Finding(holds=False, evidence=told)
         return Finding(holds=True, evidence=told)
@@ -97,3 +97,7 @@ class Contest(abc.ABC):
 
     def _steps(self, case: str) -> int:
         return self.steps_of.get(case, self.steps)
+
+
+def _told(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "diverged"

@@ -159,8 +159,7 @@ def _spread(values: Sequence[float]) -> str:
     """Return mean and standard error, with two digits of the error."""
     if not values:
         return "-"
-    if not all(map(math.isfinite, values)):
-        lost = sum(not math.isfinite(value) for value in values)
+    if lost := sum(map(math.isinf, values)):
         return f"diverged ({lost} of {len(values)})"
     mean = statistics.fmean(values)
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

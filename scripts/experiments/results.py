@@ -84,7 +84,7 @@ class Results:
         return sorted((r for r in found if r.key.rate == best), key=lambda r: r.key.seed)
 
     def values(self, method: str, figure: str, case: str = "") -> list[float]:
-        """Return a figure of a method's best rate, by seed; infinite where a run diverged."""
+        """Return `value_of` for a method's best rate, by seed."""
         return [value_of(record, figure) for record in self.of(method, case)]
 
     def mean(self, method: str, figure: str, case: str = "") -> float:
@@ -99,18 +99,31 @@ class Results:
         ])
 
     def _best(self, found: Sequence[Record]) -> float | None:
+        rates = {record.key.rate for record in found}
+        if len(rates) < 2:  # nothing to choose; a measurement has no target either
+            return rates.pop() if rates else None
         # All rates were tried with the first seed, and only the best one with others.
-        first = min((r.key.seed for r in found), default=0)
-        trials = [r for r in found if r.key.seed == first]
-        return min(trials, key=lambda r: value_of(r, self.target)).key.rate if trials else None
+        first = min(record.key.seed for record in found)
+        trials = [record for record in found if record.key.seed == first]
+        return min(trials, key=lambda r: value_of(r, self.target)).key.rate
 
 
 def value_of(record: Record, figure: str) -> float:
-    """Return a run's figure; infinite if the run diverged or has no number for it."""
-    if record.outcome.status == DIVERGED:
+    """Return a run's figure: infinite if the run diverged, and only then.
+
+    Raises:
+        InputError: If the run came to its end and has no such figure.
+    """
+    outcome = record.outcome
+    if outcome.status == DIVERGED:
         return math.inf
-    value = record.outcome.figures.get(figure, math.nan)
-    return math.inf if math.isnan(value) else value
+    if figure not in outcome.figures:
+        raise InputError(
+            f"A run of {record.key.method} has no figure {figure!r}, only "
+            f"{', '.join(outcome.figures)}; mend the name, or delete the run's line and run again."
+        )
+    value = outcome.figures[figure]
+    return value if math.isfinite(value) else math.nan
 
 
 def append(path: Path, record: Record) -> None:
