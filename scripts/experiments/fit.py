@@ -16,7 +16,6 @@ def fit(
     steps: int,
     seed: int = 0,
     after: Callable[[int], None] = _nothing,
-    first: int = 0,
 ) -> None:
     """Train with a method at the first of its rates.
 
@@ -26,7 +25,6 @@ def fit(
         steps: How often.
         seed: Of the optimizer.
         after: Called after every step with the number of steps done.
-        first: The number of the first step, which says what its batch is.
     """
-    for done, _ in train(problem, method, method.rates[0], seed, steps, first):
+    for done, _ in train(problem, method, method.rates[0], seed, steps):
         after(done)

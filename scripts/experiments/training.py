@@ -42,7 +42,7 @@ class Method:
 
 
 def train(
-    problem: Problem, method: Method, rate: float, seed: int, steps: int, first: int = 0
+    problem: Problem, method: Method, rate: float, seed: int, steps: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Train step by step.
 
@@ -52,7 +52,6 @@ def train(
         rate: Learning rate, before the schedule.
         seed: Of the optimizer.
         steps: How many.
-        first: The number of the first step, which says what its batch is.
 
     Yields:
         The number of steps done, and the loss before the last one, 0-D.
@@ -61,7 +60,7 @@ def train(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate * method.schedule(step / steps)
-        loss_of = functools.partial(problem.loss, first + step)
+        loss_of = functools.partial(problem.loss, step)
         yield step + 1, take_step(optimizer, problem.parameters, loss_of, method.max_norm)
 
 
