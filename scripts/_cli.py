@@ -231,9 +231,19 @@ def again(script: str, args: Sequence[str]) -> str:
         The same command with `--resume`, for the Python that runs now.
     """
     kept = [arg for arg in args if arg not in ("--resume", "--overwrite")]
+    return "resume with: " + same_command(script, [*kept, "--resume"])
+
+
+def same_command(script: str, args: Sequence[str]) -> str:
+    """Return a script's command line for the Python that runs now.
+
+    Args:
+        script: The script's file name.
+        args: The command line after it.
+    """
     near = os.path.relpath(sys.executable)
     python = sys.executable if near.startswith("..") else near
-    return "resume with: " + shlex.join([python, f"scripts/{script}", *kept, "--resume"])
+    return shlex.join([python, f"scripts/{script}", *args])
 
 
 def command(script: str, args: Sequence[str]) -> str:

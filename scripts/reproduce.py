@@ -2,15 +2,25 @@
 
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from _cli import command, parse_flags, run
+from _cli import command, parse_flags, run, same_command
 from experiments.experiment import Experiment
 from experiments.picture import draw
 from experiments.register import EXPERIMENTS
-from experiments.report import Reader, budget_report, overview, page, table, verdict_of, write_page
+from experiments.report import (
+    PAPERS,
+    Reader,
+    budget_report,
+    overview,
+    page,
+    table,
+    verdict_of,
+    write_page,
+)
 from experiments.results import Results
 from experiments.runner import BUDGETS, QUICK, Attempt, Changes, experiment_of, run_all
 
@@ -21,12 +31,16 @@ from psgd_optim.types import InputError
 USAGE = """usage: reproduce.py COMMAND [--flag value ...]
 
 commands:
-  list      every experiment: id, title, minutes on two cores, data, verdict of the stored runs
+  list      every experiment: id, minutes of one core, data, verdict of the stored runs, title and
+            claim, by paper
   run       do experiments: run ID [ID ...], or run --all-quick
   report    write docs/experiments.md and its pictures from the stored runs
 
 reproduce.py COMMAND --help lists the flags."""
-STORED = Path("results/experiments")
+_ROOT = Path(os.path.relpath(Path(__file__).parents[1]))
+STORED = _ROOT / "results/experiments"
+MOST_OF_A_CLAIM = 60
+"""Characters in a line of the list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +73,9 @@ class ReportConfig:
 
     results: Path = STORED
     """Folder with the runs' records."""
-    out: Path = Path("docs/experiments.md")
+    out: Path = _ROOT / "docs/experiments.md"
     """The page to write."""
-    figures: Path = Path("docs/figures/experiments")
+    figures: Path = _ROOT / "docs/figures/experiments"
     """Folder for its pictures, below the page's."""
 
 
@@ -73,9 +87,15 @@ def list_experiments(args: Sequence[str]) -> None:
         minutes = ", ".join(f"{n} {b.minutes:g}" for n, b in experiment.budgets.items())
         word = verdict_of(experiment, reader(config.results))
         data = ", ".join(experiment.data)
-        rows.append((experiment.id, minutes or "-", data or "-", word, experiment.title))
+        claim = textwrap.shorten(experiment.claim, MOST_OF_A_CLAIM, placeholder=" ...")
+        told = f"{experiment.title}: {claim}"
+        rows.append((experiment.id, minutes or "-", data or "-", word, told))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    papers: set[str] = set()
     for row in rows:
+        if (paper := row[0].split("-")[0]) in PAPERS and paper not in papers:
+            papers.add(paper)
+            print(f"\n{paper}: {PAPERS[paper]}")
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join(cells).rstrip())
 
@@ -101,6 +121,9 @@ def run_experiments(args: Sequence[str]) -> None:
         experiment, budget = experiment_of(attempt.experiment), attempt.budget
         results = attempt.results(config.out)
         print(f"\n{experiment.id} {experiment.title}")
+        if budget.study.next_keys(results):
+            print(f"{len(results.records)} of {budget.study.total} runs")
+            continue
         # A verdict is on the registered study alone.
         is_own = changes == Changes()
         report_of = budget_report(experiment, attempt.budget_name, budget, results)
@@ -109,21 +132,27 @@ def run_experiments(args: Sequence[str]) -> None:
         print()
         print(overview([experiment_of(a.experiment) for a in asked], reader(config.out)))
     if not is_done:
-        print("\ninterrupted; the same command goes on")
+        print(f"\ninterrupted; go on with: {same_command('reproduce.py', ['run', *args])}")
 
 
 def report(args: Sequence[str]) -> None:
     """Write the page and its pictures."""
     config = parse_flags(ReportConfig(), args, prog="reproduce.py report")
     pictures: dict[str, str] = {}
+    stale = {path for name in BUDGETS for path in config.figures.glob(f"*_{name}.png")}
     for experiment in EXPERIMENTS.values():
         for name, budget in experiment.budgets.items():
             results = Attempt(experiment=experiment.id, budget_name=name).results(config.results)
             label = budget.study.columns.get(budget.study.target, budget.study.target)
             path = config.figures / f"{experiment.id}_{name}.png"
             is_complete = not budget.study.next_keys(results)
+            # A curve's points are of all steps, not of the last one alone.
+            label = label.removeprefix("final ")
             if is_complete and draw(results, budget.study.labels, label, path):
                 pictures[f"{experiment.id}.{name}"] = os.path.relpath(path, config.out.parent)
+                stale.discard(path)
+    for path in stale:
+        path.unlink()
     write_page(config.out, page(list(EXPERIMENTS.values()), reader(config.results), pictures))
     print(f"{config.out}: {len(EXPERIMENTS)} experiments, {len(pictures)} pictures")
 

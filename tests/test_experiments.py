@@ -1,8 +1,13 @@
 """The register, races and reports of scripts/reproduce.py, on problems of no consequence."""
 
+import importlib.util
 import json
 import math
 import re
+import signal
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,13 +28,17 @@ from experiments.experiment import (
     verdict,
 )
 from experiments.measurement import Measurement
+from experiments.picture import draw_case, drawn_cases
 from experiments.plan import CONTROLS
+from experiments.pool import pool
 from experiments.problem import Problem, generator
 from experiments.register import EXPERIMENTS
-from experiments.report import page, table
+from experiments.report import budget_report, page, table
 from experiments.results import DIVERGED, Key, Outcome, Record, Results, append, read
 from experiments.training import Method, Race, falling
+from matplotlib.figure import Figure
 
+from psgd_optim.tools.runtime import Interrupt
 from psgd_optim.types import InputError
 
 
@@ -332,7 +341,7 @@ def test_the_report_has_every_experiment_its_figures_and_a_picture(bowls, tmp_pa
     text = out.read_text()
     assert "| [S0-1](#s0-1-a-bowl) | A bowl | quick 0.1 | reproduced, reduced |" in text
     assert "It is far away." in text
-    assert "| fast | 0.5 | 2 |" in text
+    assert "| fast | 0.5 (best of 2, edge) | 2 |" in text
     picture = re.search(r"!\[S0-1, quick\]\((.*)\)", text)
     assert picture is not None
     assert (out.parent / picture[1]).is_file()
@@ -342,8 +351,21 @@ def test_the_list_has_the_verdicts_of_stored_runs(bowls, tmp_path, capsys):
     store(tmp_path, bowls)
     reproduce.main(["list", "--results", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert re.search(r"S0-1 +quick 0.1 +- +reproduced, reduced +A bowl", lines[1])
-    assert re.search(r"S0-2 +- +- +not feasible here +Far away", lines[2])
+    assert lines[2].startswith("S0: Preconditioned SGD with five preconditioners")
+    assert re.search(
+        r"S0-1 +quick 0.1 +- +reproduced, reduced +A bowl: Fast is faster\.$", lines[3]
+    )
+    assert re.search(r"S0-2 +- +- +not feasible here +Far away: None\.$", lines[4])
+    assert len(lines) == 5
+
+
+def test_stored_runs_are_found_from_any_folder(monkeypatch, tmp_path):
+    script = Path(reproduce.__file__)
+    monkeypatch.chdir(tmp_path)
+    spec = importlib.util.spec_from_file_location("reproduce_elsewhere", script)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    assert found.STORED.samefile(script.parents[1] / "results" / "experiments")
 
 
 def test_an_experiment_runs_in_workers_and_goes_on_where_it_stopped(tmp_path, capsys):
@@ -372,10 +394,22 @@ def test_an_experiment_runs_in_workers_and_goes_on_where_it_stopped(tmp_path, ca
         (["run", "S1-1", "--budget", "long"], r"Got --budget long; give quick or full\."),
         (["run", "--all-quick", "--budget", "full"], r"Got --budget full with --all-quick; "),
         (["run", "S1-1", "--workers", "0"], r"Got --workers 0; give a number of at least 1\."),
-        (["run", "S1-1", "--seeds", "0"], r"Got --seeds 0; give a number of at least 1\."),
+        (["run", "NOPE"], r"There is no experiment 'NOPE'; reproduce\.py list lists the known\."),
+        (["run", "S1-1", "--seeds", "0"], r"S1-1: Got --seeds 0; give a number of at least 1\."),
+        (
+            ["run", "S1-1", "S1-4", "--steps", "5"],
+            r"S1-4: Got --steps for a measurement, whose optimizers and length are its own; "
+            r"leave it away\.$",
+        ),
+        (["run", "--all-quick", "--optimizers", "SGD"], r"S0-5t: Got --optimizers for a meas"),
+        (
+            ["run", "S1-3", "--optimizers", "adamw"],
+            r"S1-3: Got --optimizers for whole training runs, whose optimizers are its own; "
+            r"leave them away\.$",
+        ),
         (
             ["run", "S1-1", "--optimizers", "adamv"],
-            r"There is no method 'adamv'; did you mean adamw\?",
+            r"S1-1: There is no method 'adamv'; did you mean adamw\?",
         ),
     ],
 )
@@ -398,13 +432,143 @@ def test_the_page_names_every_registered_experiment():
 
 def test_the_documentation_is_what_the_stored_runs_give():
     root = Path(__file__).parents[1]
-    figures = root / "docs" / "figures" / "experiments"
-    pictures = {
-        f"{experiment.id}.{name}": f"figures/experiments/{experiment.id}_{name}.png"
-        for experiment in EXPERIMENTS.values()
-        for name in experiment.budgets
-        if (figures / f"{experiment.id}_{name}.png").is_file()
-    }
     stored = root / "results" / "experiments"
+    pictures = {}
+    for experiment in EXPERIMENTS.values():
+        for name, budget in experiment.budgets.items():
+            results = reproduce.reader(stored)(experiment, name)
+            is_complete = not budget.study.next_keys(results)
+            if is_complete and drawn_cases(results, budget.study.labels):
+                file = f"figures/experiments/{experiment.id}_{name}.png"
+                pictures[f"{experiment.id}.{name}"] = file
+    again = "the page is not what results/experiments give: run `reproduce.py report`"
     text = page(list(EXPERIMENTS.values()), reproduce.reader(stored), pictures)
-    assert (root / "docs" / "experiments.md").read_text(encoding="utf-8").strip() == text.strip()
+    is_same = (root / "docs" / "experiments.md").read_text(encoding="utf-8").strip() == text.strip()
+    assert is_same, again
+    files = {path.name for path in (root / "docs" / "figures" / "experiments").iterdir()}
+    assert files == {Path(path).name for path in pictures.values()}, again
+
+
+def test_the_page_says_where_runs_computed(bowls):
+    def of(*devices):
+        records = [
+            Record(Key("", "m", 0.1, seed, 5), Outcome(figures={"loss": 1.0}), 0.5, source)
+            for seed, source in enumerate(devices)
+        ]
+        return page(list(bowls.values()), lambda e, b: Results(records, "loss"), {})
+
+    assert "Nothing here was measured on a GPU" in of({}, {"device": "cpu"})
+    text = of({}, {"device": "A fast one"}, {"device": "A fast one"})
+    assert "Runs: 2 on A fast one, 1 on cpu" in text
+    assert "Nothing here was" not in text
+
+
+def test_a_bar_does_not_end_a_cell():
+    study = Measurement(functions={"|H|": lambda seed, device: {"x": 2.0}}, columns={"x": "|x|"})
+    text = table(budget(study, ()), done(study))
+    assert "| method | seeds | \\|x\\| |" in text
+    assert "| \\|H\\| | 1 | 2 |" in text
+
+
+def test_criteria_name_what_the_table_names():
+    study = race(seeds=1)
+    criteria = (below("fast", "slow", "loss"), at_most("fast", "no_column", 1.0))
+    assert [c.told(study.columns) for c in criteria] == [
+        "final loss: fast below slow",
+        "no column: fast at most 1",
+    ]
+    of_bowl = Experiment(id="S0-1", title="t", claim="c")
+    results = done(study)
+    text = budget_report(of_bowl, "quick", budget(study, criteria[:1]), results)
+    assert text.startswith(
+        "**quick: reproduced, reduced, one seed.** A bowl.\n\n- final loss: fast"
+    )
+    assert "`python scripts/reproduce.py run S0-1 --budget quick`; " in text
+    said = replace(budget(study, criteria[:1]), setting="Reduced: small.")
+    assert "reduced, one seed.** Small." in budget_report(of_bowl, "quick", said, results)
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [((0.3,), "0.3"), ((0.3, 0.1), "0.3 (best of 2, edge)"), ((0.3, 0.1, 2.2), "0.3 (best of 3)")],
+)
+def test_the_table_says_of_how_many_rates_one_is_the_best(rates, told):
+    study = race(methods={"m": Method(build=sgd, rates=rates)}, seeds=1)
+    assert f"| m | {told} | 1 |" in table(budget(study, ()), done(study))
+
+
+def test_pictures_of_runs_that_are_no_more_are_deleted(bowls, tmp_path):
+    store(tmp_path / "results", bowls)
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    for name in ("S9-9_quick.png", "S0-1_full.png", "mine.png"):
+        (figures / name).touch()
+    flags = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "page.md")]
+    reproduce.main(["report", *flags, "--figures", str(figures)])
+    assert {path.name for path in figures.iterdir()} == {"S0-1_quick.png", "mine.png"}
+
+
+def test_a_picture_begins_at_the_start_and_has_it_as_a_line():
+    results = done(race(seeds=2))
+    start = results.mean(CONTROLS[0], "loss")
+    axes = Figure().subplots()
+    draw_case(axes, results, race().labels, "")
+    drawn = [list(zip(*line.get_data(), strict=True)) for line in axes.lines]
+    assert [line[0][0] for line in drawn[:4]] == [0, 5, 0, 5]  # two methods with two seeds
+    assert drawn[0][0] == (0, start)
+    assert axes.lines[4].get_linestyle() == "--"
+    assert [value for _, value in drawn[4]] == [start, start]
+    assert axes.yaxis.get_major_formatter()(300.0) == "300"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_study_says_how_many_runs_it_takes(seeds):
+    several = race(cases=("a", "b"), only={"b": ["slow"]}).with_seeds(seeds)
+    measured = Measurement(functions={"x": lambda s, d: {"y": 1.0}}, columns={}).with_seeds(seeds)
+    for study in (several, measured):
+        assert study.total == len(done(study).records)
+
+
+def test_seeds_change_every_study_and_steps_every_contest():
+    changes = runner.Changes(seeds=4, steps=3)
+    for name in ("S1-1", "S1-3"):
+        study = runner.Attempt(experiment=name, budget_name="quick", changes=changes).budget.study
+        assert (study.seeds, study.steps) == (4, 3)
+    changes = runner.Changes(seeds=4)
+    study = runner.Attempt(experiment="S1-4", budget_name="quick", changes=changes).budget.study
+    assert study.seeds == 4
+
+
+def test_an_interrupted_command_says_how_much_is_done_and_how_to_go_on(
+    monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(Interrupt, "requested", property(lambda s: True, lambda s, v: None), False)
+    args = ["run", "S1-1", "--out", str(tmp_path)]
+    reproduce.main(args)
+    text = capsys.readouterr().out
+    assert re.search(r"^\d+ of 42 runs$", text, re.MULTILINE)
+    assert re.search(
+        rf"^interrupted; go on with: .* run S1-1 --out {tmp_path}$", text, re.MULTILINE
+    )
+
+
+def test_a_worker_survives_what_stops_its_parent():
+    with pool(1) as submit:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            submit(partial(signal.raise_signal, number)).result()
+
+
+def test_workers_end_with_the_block():
+    start = time.monotonic()
+    with pool(1) as submit:
+        submit(partial(time.sleep, 600))
+    assert time.monotonic() - start < 300
+
+
+def test_a_killed_worker_gets_a_line_and_ends_the_others():
+    start = time.monotonic()
+    message = r"^A worker was killed; the same command goes on\.$"
+    with pytest.raises(InputError, match=message), pool(2) as submit:
+        submit(partial(time.sleep, 600))
+        submit(partial(signal.raise_signal, signal.SIGKILL)).result()
+    assert time.monotonic() - start < 300

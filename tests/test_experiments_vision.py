@@ -425,5 +425,9 @@ def test_registered_experiments_can_be_asked_for_their_runs(experiment):
     for budget in experiment.budgets.values():
         assert isinstance(budget, Budget)
         assert isinstance(budget.study, Race | Measurement)
-        assert budget.study.next_keys(Results([], budget.study.target))
-        assert budget.all_criteria()
+        study = budget.study
+        keys = study.next_keys(Results([], study.target))
+        assert {key.method for key in keys} == set(study.labels)
+        assert all(key.rate is None or key.rate in study.rates_of(key.method) for key in keys)
+        assert 0 < len(set(keys)) == len(keys) <= study.total
+        assert budget.criteria

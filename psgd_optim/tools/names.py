@@ -6,10 +6,10 @@ from collections.abc import Sequence
 MOST_LISTED = 12
 
 
-def closest(name: str, known: Sequence[str]) -> str:
+def closest(name: str, known: Sequence[str], *, listed_by: str = "--help") -> str:
     """Return a hint with the nearest known name, or with all of them when none is near.
 
-    More than `MOST_LISTED` names are left to `--help`.
+    More than `MOST_LISTED` names are left to what lists them.
 
     >>> closest("adamv", ["adamw", "psgd"])
     'did you mean adamw?'
@@ -17,4 +17,6 @@ def closest(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]}?"
-    return f"known: {', '.join(known)}." if len(known) <= MOST_LISTED else "--help lists the known."
+    if len(known) > MOST_LISTED:
+        return f"{listed_by} lists the known."
+    return f"known: {', '.join(known)}."

@@ -19,7 +19,7 @@ def below(
         return Finding(ours < factor * theirs, told)
 
     times = "" if factor == 1 else f"{factor:g} times "
-    return Criterion(f"{_at(case)}{figure} of {better} below {times}that of {worse}", check)
+    return Criterion(f"{better} below {times}{worse}{_at(case)}", check, figure)
 
 
 def ordered(methods: Sequence[str], figure: str, *, case: str = "") -> Criterion:
@@ -31,7 +31,7 @@ def ordered(methods: Sequence[str], figure: str, *, case: str = "") -> Criterion
         told = ", ".join(f"{name} {_told(results, name, figure, case)}" for name in methods)
         return Finding(rises, told)
 
-    return Criterion(f"{_at(case)}{figure} rises: {' < '.join(methods)}", check)
+    return Criterion(f"{' < '.join(methods)}{_at(case)}", check, figure)
 
 
 def at_most(method: str, figure: str, bound: float, *, case: str = "") -> Criterion:
@@ -52,7 +52,7 @@ def solves(method: str, at_least: int, of: int, *, case: str = "") -> Criterion:
         count = sum(value == 1.0 for value in solved)
         return Finding(count >= at_least and len(solved) >= of, f"{count} of {len(solved)}")
 
-    return Criterion(f"{_at(case)}{method} solves it with {at_least} of {of} seeds", check)
+    return Criterion(f"{method} solves it with {at_least} of {of} seeds{_at(case)}", check)
 
 
 def never_solves(method: str, *, case: str = "") -> Criterion:
@@ -63,7 +63,7 @@ def never_solves(method: str, *, case: str = "") -> Criterion:
         count = sum(value == 1.0 for value in solved)
         return Finding(count == 0 and bool(solved), f"{count} of {len(solved)}")
 
-    return Criterion(f"{_at(case)}{method} solves it with no seed", check)
+    return Criterion(f"{method} solves it with no seed{_at(case)}", check)
 
 
 def _bounded(
@@ -80,7 +80,7 @@ def _bounded(
         holds = math.isfinite(mean) and compare(mean, bound)
         return Finding(holds, _told(results, method, figure, case))
 
-    return Criterion(f"{_at(case)}{figure} of {method} {words} {bound:g}", check)
+    return Criterion(f"{method} {words} {bound:g}{_at(case)}", check, figure)
 
 
 def _told(results: Results, method: str, figure: str, case: str) -> str:
@@ -93,4 +93,4 @@ def _told(results: Results, method: str, figure: str, case: str) -> str:
 
 
 def _at(case: str) -> str:
-    return f"{case}: " if case else ""
+    return f" ({case})" if case else ""

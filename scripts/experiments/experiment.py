@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
@@ -28,6 +28,14 @@ class Criterion:
 
     text: str
     check: Callable[[Results], Finding]
+    figure: str = ""
+    """What is compared, where it is a single figure."""
+
+    def told(self, columns: Mapping[str, str]) -> str:
+        """Return the text for a reader, with what a table calls the figure."""
+        if not self.figure:
+            return self.text
+        return f"{columns.get(self.figure, self.figure.replace('_', ' '))}: {self.text}"
 
 
 class Study(Protocol):
@@ -45,8 +53,19 @@ class Study(Protocol):
     def labels(self) -> Sequence[str]:
         """The methods, in the order of the table."""
 
-    def default_rate(self, label: str) -> float | None:
-        """Return a method's own learning rate; None for what has none."""
+    @property
+    def seeds(self) -> int:
+        """How many draws it takes."""
+
+    @property
+    def total(self) -> int:
+        """How many runs it takes."""
+
+    def with_seeds(self, seeds: int) -> Self:
+        """Return the study with another number of draws."""
+
+    def rates_of(self, label: str) -> Sequence[float]:
+        """Return a method's learning rates, its own default first; none for what has none."""
 
     def next_keys(self, results: Results) -> Sequence[Key]:
         """Return the runs still to be done, given those that are; none at the end."""
@@ -71,7 +90,7 @@ class Budget:
     tests_claim: bool = True
     """Whether a paper's claim could fail in it; else it shows only that all parts work."""
     minutes: float
-    """About how long it takes on two CPU cores."""
+    """About how long it takes with one worker on one CPU core."""
 
     def all_criteria(self) -> tuple[Criterion, ...]:
         """Return the claim's criteria and the study's own."""

@@ -1,7 +1,8 @@
-"""A measurement: figures of a condition, by seed, with nothing trained."""
+"""A measurement: figures of a condition, by seed; if it trains, then as it likes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 
@@ -24,9 +25,18 @@ class Measurement:
         """What is measured."""
         return tuple(self.functions)
 
-    def default_rate(self, label: str) -> float | None:
-        """Return None: nothing is trained."""
-        return None
+    @property
+    def total(self) -> int:
+        """How many measurements there are."""
+        return len(self.functions) * self.seeds
+
+    def with_seeds(self, seeds: int) -> Self:
+        """Return it with another number of seeds."""
+        return replace(self, seeds=seeds)
+
+    def rates_of(self, label: str) -> Sequence[float]:
+        """Return none: rates are not compared."""
+        return ()
 
     def next_keys(self, results: Results) -> Sequence[Key]:
         """Return the measurements that are missing."""

@@ -3,7 +3,8 @@
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from experiments.experiment import Criterion, Finding
 from experiments.results import Key, Results
@@ -43,9 +44,19 @@ class Contest(abc.ABC):
         """Methods and controls."""
         return (*self.rates, *CONTROLS)
 
-    def default_rate(self, label: str) -> float | None:
-        """Return the first of a method's rates."""
-        return self.rates[label][0] if label in self.rates else None
+    @property
+    def total(self) -> int:
+        """How many runs it takes: trials of all rates, and other seeds of the best ones."""
+        trials = sum(len(r) for case in self.cases for r in self._entrants(case).values())
+        return trials + (self.seeds - 1) * sum(len(self._methods(case)) for case in self.cases)
+
+    def with_seeds(self, seeds: int) -> Self:
+        """Return the contest with another number of draws."""
+        return replace(self, seeds=seeds)
+
+    def rates_of(self, label: str) -> Sequence[float]:
+        """Return a method's rates; none for a control."""
+        return self.rates.get(label, ())
 
     def next_keys(self, results: Results) -> Sequence[Key]:
         """Return what is to be run next: first all trials, then other seeds of the best rates."""

@@ -2,11 +2,20 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from experiments.experiment import INFEASIBLE, NOT_RUN, Budget, Experiment, verdict
-from experiments.results import DIVERGED, Record, Results, value_of
+from experiments.experiment import (
+    INFEASIBLE,
+    NOT_RUN,
+    REDUCED,
+    Budget,
+    Experiment,
+    Study,
+    verdict,
+)
+from experiments.results import CPU, DIVERGED, Record, Results, value_of
 
 Reader = Callable[[Experiment, str], Results]
 HEAD = """# The papers' experiments
@@ -22,10 +31,13 @@ This page is made by `python scripts/reproduce.py report` out of `results/experi
 - **runs, claim not tested**: all parts work, in a setting too small to tell anything of the claim.
 - **not feasible here**: the data are not to be had, or a CPU would take days.
 
-Every rate of a method is tried with the first seed, and the best one runs with the others too. The
-tables show the best rates, and what a method's first rate, its own default, gave. Figures are means
-over the seeds with their standard errors. Two controls run along in every race: one takes no step,
-the other random ones. All runs: CPU, one thread each. **Nothing here was measured on a GPU.**
+Every rate of a method is tried with the first seed. The one whose target, the figure that the
+picture shows, is lowest **with this seed** is the best one, and runs with the others too: the
+figure that is shown has chosen its rate, which favours methods with many rates. The tables show the
+best rates, of how many, and what a method's first rate, its own default, gave; "edge" marks a best
+rate that is the smallest or the largest of several, so that a better one may lie beyond. Figures
+are means over the seeds with their standard errors. Two controls run along in every race: one takes
+no step, the other random ones.
 """
 PAPERS = {
     "S0": "Preconditioned SGD with five preconditioners (arXiv 1803.09383)",
@@ -49,13 +61,11 @@ def verdict_of(experiment: Experiment, read: Reader) -> str:
 
 def overview(experiments: Sequence[Experiment], read: Reader) -> str:
     """Return one line per experiment: id, title, minutes and verdict."""
-    lines = ["| id | experiment | minutes | verdict |", "|---|---|--:|---|"]
+    lines = [_row(["id", "experiment", "minutes", "verdict"]), "|---|---|--:|---|"]
     for experiment in experiments:
         minutes = ", ".join(f"{n} {b.minutes:g}" for n, b in experiment.budgets.items()) or "-"
         link = f"[{experiment.id}](#{anchor(experiment)})"
-        lines.append(
-            f"| {link} | {experiment.title} | {minutes} | {verdict_of(experiment, read)} |"
-        )
+        lines.append(_row([link, experiment.title, minutes, verdict_of(experiment, read)]))
     return "\n".join(lines)
 
 
@@ -78,11 +88,21 @@ def page(experiments: Sequence[Experiment], read: Reader, pictures: Mapping[str,
         read: Returns the results of an experiment's budget.
         pictures: Paths of pictures, as seen from the report, by `ID.budget`.
     """
-    parts = [HEAD, overview(experiments, read), ""]
+    runs = [record for e in experiments for name in e.budgets for record in read(e, name).records]
+    parts = [HEAD, _devices(runs), "", overview(experiments, read), ""]
     for paper, name in PAPERS.items():
         parts += [f"## {name}", ""]
         parts += [section(e, read, pictures) for e in experiments if e.id.split("-")[0] == paper]
     return "\n".join(parts)
+
+
+def _devices(records: Sequence[Record]) -> str:
+    """Return where the runs computed."""
+    counts = Counter(record.device for record in records)
+    if not counts.keys() - {CPU}:
+        return "All runs: CPU, one thread each. **Nothing here was measured on a GPU.**"
+    told = ", ".join(f"{count} on {name}" for name, count in counts.most_common())
+    return f"Runs: {told}; one thread each on a CPU."
 
 
 def section(experiment: Experiment, read: Reader, pictures: Mapping[str, str]) -> str:
@@ -100,18 +120,28 @@ def section(experiment: Experiment, read: Reader, pictures: Mapping[str, str]) -
 def budget_report(experiment: Experiment, name: str, budget: Budget, results: Results) -> str:
     """Return setting, verdict, criteria with their evidence, and table of one budget."""
     word, findings = verdict(budget, results)
-    lines = [f"**{name}: {word}.** {budget.setting}", ""]
+    setting, told = budget.setting, word
+    if word == REDUCED:  # said already
+        setting = setting.removeprefix("Reduced: ")
+        setting = setting[0].upper() + setting[1:]
+    if findings and budget.study.seeds == 1:
+        told += ", one seed"
+    lines = [f"**{name}: {told}.** {setting}", ""]
+    command = f"`{command_of(experiment, name)}`"
     if findings:
         for criterion, finding in zip(budget.all_criteria(), findings, strict=True):
             mark = "holds" if finding.holds else "**does not hold**"
-            lines.append(f"- {criterion.text}: {finding.evidence}; {mark}")
+            text = criterion.told(budget.study.columns)
+            lines.append(f"- {text}: {finding.evidence}; {mark}")
         lines += ["", table(budget, results), ""]
-        commands = sorted({str(r.source.get("command")) for r in results.records})
         minutes = sum(record.seconds for record in results.records) / 60
-        lines.append(f"`{'`, `'.join(commands)}`; {minutes:.1f} minutes of one core.")
-    else:
-        lines.append(f"`python scripts/reproduce.py run {experiment.id} --budget {name}`")
-    return "\n".join(lines)
+        command += f"; {minutes:.1f} minutes of one core."
+    return "\n".join([*lines, command])
+
+
+def command_of(experiment: Experiment, budget: str) -> str:
+    """Return what does an experiment."""
+    return f"python scripts/reproduce.py run {experiment.id} --budget {budget}"
 
 
 def table(budget: Budget, results: Results) -> str:
@@ -120,24 +150,41 @@ def table(budget: Budget, results: Results) -> str:
     cases = results.cases()
     has_cases, has_rates = cases != [""], any(r.key.rate is not None for r in results.records)
     has_defaults = any(
-        results.best_rate(m, case) != study.default_rate(m) for m in study.labels for case in cases
+        results.best_rate(m, case) != _first_rate(study, m) for m in study.labels for case in cases
     )
     first_columns = ["case"] * has_cases + ["method"] + ["rate"] * has_rates
     heads = [*first_columns, "seeds", *study.columns.values()]
     heads += [f"{study.columns.get(study.target, study.target)}, default rate"] * has_defaults
-    lines = [f"| {' | '.join(heads)} |"]
+    lines = [_row(heads)]
     lines.append("|" + "---|" * len(first_columns) + "--:|" * (len(heads) - len(first_columns)))
     for case in cases:
         for method in study.labels:
             runs = results.of(method, case)
             if not runs:
                 continue
-            rate = results.best_rate(method, case)
-            cells = [case] * has_cases + [method] + [_number(rate)] * has_rates + [f"{len(runs)}"]
+            rate = _rate(results.best_rate(method, case), study.rates_of(method))
+            cells = [case] * has_cases + [method] + [rate] * has_rates + [f"{len(runs)}"]
             cells += [_figure(runs, figure) for figure in study.columns]
             cells += [_default(budget, results, method, case)] * has_defaults
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def _row(cells: Sequence[str]) -> str:
+    """Return a line of a table; a bar in a cell would end the cell."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _rate(best: float | None, tried: Sequence[float]) -> str:
+    """Return the best rate, of how many, and whether it is at their edge."""
+    if len(tried) < 2:
+        return _number(best)
+    edge = ", edge" if best in (min(tried), max(tried)) else ""
+    return f"{_number(best)} (best of {len(tried)}{edge})"
+
+
+def _first_rate(study: Study, method: str) -> float | None:
+    return next(iter(study.rates_of(method)), None)
 
 
 def _figure(runs: Sequence[Record], figure: str) -> str:
@@ -150,7 +197,7 @@ def _figure(runs: Sequence[Record], figure: str) -> str:
 
 def _default(budget: Budget, results: Results, method: str, case: str) -> str:
     """Return what the first rate of a method gave."""
-    rate = budget.study.default_rate(method)
+    rate = _first_rate(budget.study, method)
     runs = results.of(method, case, rate) if rate is not None else []
     return _spread([value_of(run, results.target) for run in runs])
 

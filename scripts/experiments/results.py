@@ -10,6 +10,7 @@ from pathlib import Path
 from psgd_optim.types import InputError
 
 FINISHED, DIVERGED = "finished", "diverged"
+CPU = "cpu"
 Curve = Sequence[tuple[float, float]]
 
 
@@ -47,7 +48,12 @@ class Record:
     seconds: float
     """Of processor time."""
     source: Mapping[str, str | None] = field(default_factory=dict)
-    """The command, the commit and the versions that it was made with."""
+    """The command, the commit, the device and the versions that it was made with."""
+
+    @property
+    def device(self) -> str:
+        """`cpu`, or the name of a GPU; the first records do not say that they are of a CPU."""
+        return self.source.get("device") or CPU
 
 
 class Results:

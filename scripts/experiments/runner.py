@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
-from experiments.experiment import Budget, Experiment, own_results
+from experiments.experiment import Budget, Experiment, Study, own_results
+from experiments.plan import Contest
 from experiments.pool import pool
 from experiments.problem import Problem
 from experiments.register import EXPERIMENTS
-from experiments.results import Key, Record, Results, append, read
+from experiments.results import CPU, Key, Record, Results, append, read
 from experiments.training import Method, Race
 from psgd_optim.config import OPTIMIZERS, OptimizerConfig, build
 from psgd_optim.tools.names import closest
@@ -43,23 +44,22 @@ class Changes:
         """Return the budget with the changes.
 
         Raises:
-            InputError: If an optimizer is not known, or the study has nothing to change.
+            InputError: If an optimizer is not known, or the study has no such part.
         """
         if self == Changes():
             return budget
         study = budget.study
-        if not isinstance(study, Race):
-            raise InputError(
-                "Got --optimizers, --seeds or --steps for a measurement, which has fixed parts; "
-                "leave them away."
-            )
         if self.optimizers:
+            if not isinstance(study, Race):
+                raise InputError(f"Got --optimizers for {_fixed(study)}; leave them away.")
             methods = {name: _method(name, study) for name in self.optimizers}
             study = replace(study, methods=methods, only={})
-        if self.seeds is not None:
-            study = replace(study, seeds=_positive("--seeds", self.seeds))
         if self.steps is not None:
+            if not isinstance(study, Contest):
+                raise InputError(f"Got --steps for {_fixed(study)}; leave it away.")
             study = replace(study, steps=_positive("--steps", self.steps), steps_of={})
+        if self.seeds is not None:
+            study = study.with_seeds(_positive("--seeds", self.seeds))
         return replace(budget, study=study, criteria=())
 
 
@@ -70,7 +70,8 @@ def experiment_of(name: str) -> Experiment:
         InputError: If there is none.
     """
     if name not in EXPERIMENTS:
-        raise InputError(f"There is no experiment {name!r}; {closest(name, list(EXPERIMENTS))}")
+        hint = closest(name, list(EXPERIMENTS), listed_by="reproduce.py list")
+        raise InputError(f"There is no experiment {name!r}; {hint}")
     return EXPERIMENTS[name]
 
 
@@ -107,7 +108,11 @@ class Attempt:
         Raises:
             InputError: If there is none, or it cannot be changed so.
         """
-        return self.changes.apply(budget_of(experiment_of(self.experiment), self.budget_name))
+        registered = budget_of(experiment_of(self.experiment), self.budget_name)
+        try:
+            return self.changes.apply(registered)
+        except InputError as error:
+            raise InputError(f"{self.experiment}: {error}") from error
 
     def path(self, folder: Path) -> Path:
         """Return the file with its runs, and with those of other changes."""
@@ -143,7 +148,8 @@ def run_all(
     Returns:
         Whether all came to their end.
     """
-    source = {"command": command, "commit": commit(), **versions(["torch"])}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else CPU
+    source = {"command": command, "commit": commit(), "device": name, **versions(["torch"])}
     waiting: dict[Future[object], Attempt] = {}
     with pool(workers) as submit:
 
@@ -182,6 +188,13 @@ def _run_one(
         outcome = study.run(key, device)
         seconds = round(time.process_time() - start, 2)
         append(attempt.path(folder), Record(key, outcome, seconds, source))
+
+
+def _fixed(study: Study) -> str:
+    """Return what a study is that lacks a part of a race."""
+    if isinstance(study, Contest):
+        return "whole training runs, whose optimizers are its own"
+    return "a measurement, whose optimizers and length are its own"
 
 
 def _method(name: str, race: Race) -> Method:
