@@ -7,10 +7,21 @@ import torch
 
 from experiments.problem import Problem
 from experiments.problems.images import Classification
-from psgd_optim import PSGD, Fitting, Joint, Kron, LowRank, Newton, Permutation, SparseLU
+from psgd_optim import (
+    PSGD,
+    Dense,
+    Fitting,
+    Joint,
+    Kron,
+    LowRank,
+    Newton,
+    Permutation,
+    SparseLU,
+)
 from psgd_optim.axis_plan import KRONECKER, SCAN
 from psgd_optim.clipping import Clip, ClipJointRMS
 from psgd_optim.criteria import Criterion
+from psgd_optim.factors.matrix import TRIANGULAR
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.forms.closed_diagonal import ClosedDiagonal
 from psgd_optim.geometry import EQ
@@ -26,6 +37,7 @@ KRON = Kron(plan=KRONECKER, geometry=EQ, normaliser=MaxEntry())
 SCALING = Kron(plan=SCAN, geometry=EQ, normaliser=MaxEntry())
 EQUILIBRATION = ClosedDiagonal(eps=1e-9)
 SPARSE_LU = Joint(SparseLU(rank=10))
+DENSE = Joint(Dense(geometry=EQ, factor=TRIANGULAR, normaliser=MaxEntry()))
 # S2: all parameters as one vector. The spectral norm is the largest entry of the diagonal's
 # gradient, and of the low-rank part's at most what the paper divides by.
 X_MATRICES = Joint(Permutation(group=X_MATRIX, normaliser=SpectralNorm()))

@@ -9,7 +9,7 @@ import torch
 from experiments.criteria import at_least, at_most, below
 from experiments.experiment import Budget, Criterion, Experiment, Finding
 from experiments.measurement import Measurement
-from experiments.methods import KRON, SCALING, psgd, sgd
+from experiments.methods import DENSE, KRON, SCALING, psgd, sgd
 from experiments.problem import Problem
 from experiments.problems.autoencoders import half_squares
 from experiments.problems.autoencoding import (
@@ -37,11 +37,7 @@ from experiments.problems.quadratics import DriftingQuadratic, NoisyQuadratic, Q
 from experiments.register.autoencoder_methods import esgd
 from experiments.results import Results
 from experiments.training import Method, Race
-from psgd_optim import Dense, Joint
 from psgd_optim.criteria import GradientWhitening
-from psgd_optim.factors.matrix import TRIANGULAR
-from psgd_optim.geometry import EQ
-from psgd_optim.step_size import MaxEntry
 
 _Figures = Callable[[int, torch.device], Mapping[str, float]]
 _EXACT = 1e-8
@@ -65,11 +61,10 @@ def _quadratic(case: str, seed: int, device: torch.device) -> Problem:
 
 
 def _quadratics_race() -> Race:
-    dense = Joint(Dense(geometry=EQ, factor=TRIANGULAR, normaliser=MaxEntry()))
     return Race(
         make=_quadratic,
         methods={
-            _PSGD: Method(build=psgd(dense, 0.1, init_scale=0.1), rates=(0.1,)),
+            _PSGD: Method(build=psgd(DENSE, 0.1, init_scale=0.1), rates=(0.1,)),
             _DESCENT: Method(build=sgd(), rates=(1e-3, 1.9e-3)),
         },
         cases=tuple(_QUADRATICS),

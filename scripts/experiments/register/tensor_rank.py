@@ -5,6 +5,7 @@ import torch
 from experiments.criteria import at_most
 from experiments.experiment import Budget, Criterion, Experiment, Finding
 from experiments.methods import (
+    DENSE,
     EXACT,
     KRON,
     SCALING,
@@ -18,9 +19,8 @@ from experiments.problem import Problem
 from experiments.problems.tensor_rank import TensorRank
 from experiments.results import Results
 from experiments.training import Method, Race
-from psgd_optim import PSGD, Dense, Diagonal, Fitting, Joint, Kron
+from psgd_optim import PSGD, Diagonal, Fitting, Joint, Kron
 from psgd_optim.axis_plan import SCAW
-from psgd_optim.factors.matrix import TRIANGULAR
 from psgd_optim.forms.base import Preconditioner
 from psgd_optim.geometry import EQ
 from psgd_optim.scope import Scope
@@ -31,7 +31,7 @@ _COLUMNS = {"loss": "final loss", "share": "squared error by that of a constant"
 _START = 50_000.0
 """Below what the loss starts from: about its expectation, 5 x 10,000 and the target's squares."""
 _FORMS: dict[str, Preconditioner | Scope] = {
-    "dense": Joint(Dense(geometry=EQ, factor=TRIANGULAR, normaliser=MaxEntry())),
+    "dense": DENSE,
     "diagonal": Joint(Diagonal(elementwise=False, normaliser=MaxEntry())),
     "sparse LU": SPARSE_LU,
     "Kronecker": KRON,
