@@ -1,5 +1,6 @@
 """Sequence experiments of S0 and S1: addition and delayed XOR, with all forms."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -84,6 +85,7 @@ def _race(
     seeds: int = 1,
     evaluate_every: int = 0,
     cases: tuple[str, ...] = ("",),
+    solved: float = -math.inf,
 ) -> Race:
     return Race(
         make=make,
@@ -94,10 +96,15 @@ def _race(
         columns=columns,
         evaluate_every=evaluate_every,
         cases=cases,
+        solved=solved,
     )
 
 
 # ---- S0-1 and S0-6: addition, a plain network, single sequences
+_DEVIATIONS = (
+    "The readout's bias starts at 0, not as its weights do; figures are of 2 000 fresh sequences, "
+    "not of 10 000 or of the training's; RMSProp is torch's, with a decay of .99"
+)
 _ONE_BY_ONE = _always(vanilla, 20, Sampling(task=Addition(30), batch=1))
 _ONE_METHODS = _methods(0.02, {"SGD": sgd(0.02), "RMSProp": rmsprop(2e-4)})
 S0_1 = Experiment(
@@ -107,22 +114,29 @@ S0_1 = Experiment(
     "SPLU 3.7e-4, dense 6.5e-5.",
     budgets={
         "quick": Budget(
-            setting="T = 30 as in the paper; 5 000 of 100 000 iterations, three of seven methods.",
-            study=_race(_ONE_BY_ONE, _only(_ONE_METHODS, "SGD", "Kron", "dense"), 5000, ADDITION),
+            setting="T = 30 as in the paper; 10 000 of 100 000 iterations, four of seven methods. "
+            f"{_DEVIATIONS}.",
+            study=_race(
+                _ONE_BY_ONE,
+                _only(_ONE_METHODS, "SGD", "RMSProp", "Kron", "dense"),
+                10_000,
+                ADDITION,
+            ),
             criteria=(
-                below("Kron", "SGD", "loss"),
-                below("dense", "SGD", "loss"),
+                ordered(("dense", "Kron", "RMSProp", "SGD"), "loss"),
+                at_most("Kron", "loss", 0.05),
+                at_most("dense", "loss", 0.05),
                 at_least("SGD", "loss", 0.12),
             ),
-            minutes=1.5,
+            minutes=1.7,
         ),
         "full": Budget(
-            setting="As in the paper; learning rates are its.",
-            is_faithful=True,
+            setting=f"The paper's length and learning rates, one seed. {_DEVIATIONS}.",
             study=_race(_ONE_BY_ONE, _ONE_METHODS, 100_000, ADDITION, evaluate_every=2000),
             criteria=(
                 ordered(("dense", "SPLU", "Kron", "SCAN", "RMSProp", "SGD"), "loss"),
                 below("Kron", "ESGD", "loss"),
+                below("ESGD", "RMSProp", "loss"),
                 at_most("Kron", "loss", 5e-3),
                 at_most("dense", "loss", 3e-4),
             ),
@@ -151,6 +165,7 @@ _BATCHES = ("batch 128", "batch 1024")
 S0_6 = Experiment(
     id="S0-6",
     title="Large mini-batches: addition, plain RNN",
+    obstacle="Only S0-1 is tried with large mini-batches, and not S0-2b.",
     claim="Mini-batches of 1024 cause no meaningful loss of performance.",
     budgets={
         name: Budget(
@@ -177,6 +192,14 @@ def _of_128(task: Addition | DelayedXOR) -> Sampling:
     return Sampling(task=task, batch=128)
 
 
+_LSTM_TRIED = (
+    "RMSProp, with the paper's rate, has a loss below .1 at iteration 400 for T = 20, 800 for "
+    "T = 30 and 1 400 for T = 40"
+)
+_RNN_TRIED = (
+    "RMSProp, with the paper's rate, has a loss below .1 at iteration 1 800 for T = 16, 2 800 for "
+    "T = 20, 4 600 for T = 24 and 4 400 for T = 30, where dense is still at chance after 6 000"
+)
 S0_2 = Experiment(
     id="S0-2",
     title="Delayed XOR, LSTM",
@@ -184,33 +207,38 @@ S0_2 = Experiment(
     "ESGD stay at 50 % errors.",
     budgets={
         "quick": Budget(
-            setting="T = 20 of 100, the LSTM of one matrix, 1 000 of 20 000 iterations; Kron and "
-            "SGD.",
+            setting="T = 20 of 100, the LSTM of one matrix, 1 000 of 20 000 iterations; Kron, SGD "
+            f"and RMSProp. No length that is quick tests the claim: {_LSTM_TRIED}. {_DEVIATIONS}.",
             study=_race(
                 _always(cell_input_lstm, 30, _of_128(DelayedXOR(20))),
-                _only(_LSTM_XOR, "SGD", "Kron"),
+                _only(_LSTM_XOR, "SGD", "RMSProp", "Kron"),
                 1000,
                 XOR,
             ),
-            criteria=(below("Kron", "SGD", "loss"), at_least("SGD", "error", 0.4)),
-            minutes=1.5,
+            criteria=(
+                at_most("Kron", "error", 0.05),
+                at_least("SGD", "error", 0.4),
+                at_least("RMSProp", "error", 0.4),
+            ),
+            minutes=0.6,
         ),
         "full": Budget(
-            setting="As in the paper, one seed, without SPLU and dense.",
+            setting="As in the paper, one seed, without SPLU and dense; runs end when the loss is "
+            f"0.1. {_DEVIATIONS}.",
             study=_race(
                 _always(peephole_lstm, 30, _of_128(DelayedXOR(100))),
                 _only(_LSTM_XOR, "SGD", "RMSProp", "ESGD", "SCAN", "Kron"),
                 20_000,
                 XOR,
                 evaluate_every=250,
+                solved=0.1,
             ),
             criteria=(
                 at_most("Kron", "error", 0.05),
                 at_most("SCAN", "error", 0.05),
-                at_least("SGD", "error", 0.45),
-                at_least("RMSProp", "error", 0.45),
+                *(at_least(name, "error", 0.45) for name in ("SGD", "RMSProp", "ESGD")),
             ),
-            minutes=180,
+            minutes=120,
         ),
     },
 )
@@ -222,19 +250,23 @@ S0_2B = Experiment(
     "ESGD, SGD and RMSProp fail.",
     budgets={
         "quick": Budget(
-            setting="T = 16 of 50, 4 000 of 20 000 iterations; dense, Kron and SGD.",
+            setting="T = 16 of 50, 4 000 of 20 000 iterations; dense, Kron, SGD and RMSProp. No "
+            f"length that is quick tests the claim: {_RNN_TRIED}. {_DEVIATIONS}.",
             study=_race(
                 _always(vanilla, 30, _of_128(DelayedXOR(16))),
-                _only(_RNN_XOR, "SGD", "Kron", "dense"),
+                _only(_RNN_XOR, "SGD", "RMSProp", "Kron", "dense"),
                 4000,
                 XOR,
             ),
-            criteria=(below("dense", "SGD", "loss"), at_least("SGD", "error", 0.4)),
-            minutes=1.5,
+            criteria=(
+                at_most("dense", "error", 0.05),
+                at_least("SGD", "error", 0.4),
+                at_least("RMSProp", "error", 0.4),
+            ),
+            minutes=1.6,
         ),
         "full": Budget(
-            setting="As in the paper, three seeds.",
-            is_faithful=True,
+            setting=f"The paper's length and learning rates, three seeds. {_DEVIATIONS}.",
             study=_race(
                 _always(vanilla, 30, _of_128(DelayedXOR(50))),
                 _RNN_XOR,
@@ -246,8 +278,8 @@ S0_2B = Experiment(
             criteria=(
                 at_most("dense", "error", 0.05),
                 at_most("Kron", "error", 0.1),
-                at_least("SGD", "error", 0.45),
-                at_least("RMSProp", "error", 0.45),
+                *(at_least(name, "error", 0.4) for name in ("ESGD", "SCAN")),
+                *(at_least(name, "error", 0.45) for name in ("SGD", "RMSProp")),
             ),
             minutes=60,
         ),
@@ -260,18 +292,19 @@ S0_2C = Experiment(
     claim="After 20 000 iterations: SGD 9e-3, RMSProp 1.2e-3, ESGD 6.3e-4, SCAN 4.8e-4, Kron 8e-5.",
     budgets={
         "quick": Budget(
-            setting="T = 20 of 50, the LSTM of one matrix, 600 of 20 000 iterations; Kron and SGD.",
+            setting="T = 20 of 50, the LSTM of one matrix, 600 of 20 000 iterations; Kron, SGD and "
+            f"RMSProp. {_DEVIATIONS}.",
             study=_race(
                 _always(cell_input_lstm, 30, _of_128(Addition(20))),
-                _only(_LSTM_ADDITION, "SGD", "Kron"),
+                _only(_LSTM_ADDITION, "SGD", "RMSProp", "Kron"),
                 600,
                 ADDITION,
             ),
-            criteria=(below("Kron", "SGD", "loss"),),
-            minutes=1,
+            criteria=(ordered(("Kron", "RMSProp", "SGD"), "loss"),),
+            minutes=0.4,
         ),
         "full": Budget(
-            setting="As in the package, one seed, without SPLU and dense.",
+            setting=f"As in the package, one seed, without SPLU and dense. {_DEVIATIONS}.",
             study=_race(
                 _always(peephole_lstm, 30, _of_128(Addition(50))),
                 _only(_LSTM_ADDITION, "SGD", "RMSProp", "ESGD", "SCAN", "Kron"),
@@ -295,19 +328,19 @@ S0_2D = Experiment(
     "dense 2.2e-4.",
     budgets={
         "quick": Budget(
-            setting="T = 20 of 50, 1 500 of 20 000 iterations; dense, Kron and SGD.",
+            setting="T = 20 of 50, 1 500 of 20 000 iterations; dense, Kron, SGD and RMSProp. "
+            f"{_DEVIATIONS}.",
             study=_race(
                 _always(vanilla, 30, _of_128(Addition(20))),
-                _only(_RNN_ADDITION, "SGD", "Kron", "dense"),
+                _only(_RNN_ADDITION, "SGD", "RMSProp", "Kron", "dense"),
                 1500,
                 ADDITION,
             ),
-            criteria=(ordered(("Kron", "SGD"), "loss"), ordered(("dense", "SGD"), "loss")),
-            minutes=1,
+            criteria=(ordered(("dense", "Kron", "RMSProp", "SGD"), "loss"),),
+            minutes=0.7,
         ),
         "full": Budget(
-            setting="As in the package.",
-            is_faithful=True,
+            setting=f"The package's length and learning rates. {_DEVIATIONS}.",
             study=_race(
                 _always(vanilla, 30, _of_128(Addition(50))),
                 _RNN_ADDITION,
