@@ -1,6 +1,7 @@
 """S4-1 to S4-4, S4-9: K-BFGS, K-BFGS(L) and KFAC race on autoencoders."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ from experiments.register.autoencoder_methods import (
     momentum,
     rmsprop,
 )
-from experiments.results import Results
+from experiments.results import Results, value_of
 from experiments.training import Method, Race
 
 _THIN = (784, 100, 50, 25, 6, 25, 50, 100, 784)
@@ -41,6 +42,10 @@ _COLUMNS = {
 _FIRST = (
     "SGD's step is a tenth of the rate along the sum of the gradients; Adam and RMSprop are "
     "torch's, with decays of .9 and RMSprop along the gradient itself"
+)
+_TUNED = (
+    "The paper's settings for CURVES are not published; of those that are recalled, K-BFGS's "
+    "(.1, .01) leaves the numbers in the small network, and (.3, .3) takes its place"
 )
 _OURS = "The renderer of CURVES is not known: our curves are a substitute."
 
@@ -72,7 +77,7 @@ def _race(
 def _on_curves(rates: int) -> dict[str, Method]:
     """Return all methods with so many rates, but for one of K-BFGS(L), for curves."""
     return {
-        _FULL: kbfgs(0.01, (0.1, 0.3)[:rates]),
+        _FULL: kbfgs(0.3, (0.3, 0.1)[:rates]),
         _LIMITED: kbfgs_limited(0.3, (0.3,)),
         _KFAC: kfac(1.0, (1.0, 0.3)[:rates]),
         _MOMENTUM: momentum((0.1, 0.03)),
@@ -83,6 +88,28 @@ def _on_curves(rates: int) -> dict[str, Method]:
 
 def _beats(method: str, rivals: Sequence[str]) -> tuple[Criterion, ...]:
     return tuple(below(method, name, "loss") for name in rivals)
+
+
+_ALL_BEATEN = tuple(c for name in (_FULL, _LIMITED) for c in _beats(name, _FIRST_ORDER))
+
+
+def _as_good(method: str, figure: str = "loss") -> Criterion:
+    """Return that a method ends within 10 % of KFAC, or below it."""
+    return below(method, _KFAC, figure, factor=1.1)
+
+
+def _ahead_in_time(method: str, rival: str) -> Criterion:
+    """Return that a method has a lower loss when a rival's run is over, by processor time."""
+
+    def check(results: Results) -> Finding:
+        ours, theirs = (results.of(name)[0] for name in (method, rival))
+        reached = ours.key.steps * min(theirs.seconds / ours.seconds, 1.0)
+        seen = [loss for step, loss in ours.outcome.curve if step <= reached]
+        lowest, bound = min(seen, default=math.inf), value_of(theirs, "loss")
+        told = f"{lowest:.4g} against {bound:.4g} after {theirs.seconds:.1f} s"
+        return Finding(lowest < bound, told)
+
+    return Criterion(f"{method} is ahead of {rival} after as much time", check)
 
 
 def _at_epoch(method: str, epoch: int, per_epoch: int, loss: float) -> Criterion:
@@ -110,7 +137,8 @@ _S4_1 = Experiment(
         "quick": Budget(
             setting="784-200-100-30-... on 6,000 images in batches of 200, 4 epochs; the published "
             "settings of K-BFGS, K-BFGS(L) (.3, .3) and KFAC (1, 3), and rates of .1 for the "
-            f"first two, which leave the numbers at .3 in this small network. {_FIRST}.",
+            "first two, which leave the numbers at .3 in this small network; processor time of "
+            f"whole runs on a shared machine. {_FIRST}.",
             minutes=0.4,
             study=_race(
                 Recipe(sizes=_THIN_MNIST, batch_size=200),
@@ -126,12 +154,17 @@ _S4_1 = Experiment(
                 120,
                 30,
             ),
-            criteria=_beats(_FULL, _FIRST_ORDER),
+            criteria=(
+                *_ALL_BEATEN,
+                _as_good(_FULL),
+                _as_good(_LIMITED, "test_error"),
+                *(_ahead_in_time(_FULL, name) for name in _FIRST_ORDER),
+            ),
         ),
         "full": Budget(
-            setting="The paper's network, images and batches of 1,000, 10 epochs, one seed; "
-            f"settings of the published code, Adam at 1e-4. {_FIRST}.",
-            is_faithful=True,
+            setting="The paper's network, images and batches of 1,000; 10 epochs of about 120, one "
+            "seed, without RMSprop and K-BFGS(L); settings of the published code, Adam at 1e-4. "
+            f"{_FIRST}.",
             minutes=20.0,
             study=_race(
                 Recipe(sizes=MNIST_SIZES, batch_size=1000),
@@ -149,6 +182,8 @@ _S4_1 = Experiment(
                 _at_epoch(_FULL, 5, 60, 68.0),
                 _at_epoch(_FULL, 10, 60, 59.8),
                 *_beats(_FULL, (_MOMENTUM, _ADAM)),
+                _as_good(_FULL),
+                *(_ahead_in_time(_FULL, name) for name in (_MOMENTUM, _ADAM)),
             ),
         ),
     },
@@ -181,8 +216,9 @@ _S4_2 = Experiment(
 )
 
 _CURVES_CRITERIA = (
-    below(_LIMITED, _MOMENTUM, "loss"),
-    below(_LIMITED, _KFAC, "loss", factor=1.1),
+    *(below(name, _MOMENTUM, "loss") for name in (_FULL, _LIMITED)),
+    *(_as_good(name) for name in (_FULL, _LIMITED)),
+    *(below(name, _LIMITED, "loss", factor=1.1) for name in (_ADAM, _RMSPROP)),
 )
 _S4_3 = Experiment(
     id="S4-3",
@@ -190,15 +226,15 @@ _S4_3 = Experiment(
     claim="K-BFGS and K-BFGS(L) are about as good as KFAC; RMSprop and Adam are competitive.",
     budgets={
         "quick": Budget(
-            setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 8 epochs. "
-            f"{_FIRST}.",
+            setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 8 epochs; "
+            f"competitive is within 10 % of K-BFGS(L). {_TUNED}. {_FIRST}.",
             minutes=0.4,
             study=_race(_CURVES_RECIPE, _CURVES_IMAGES, _on_curves(1), 160, 20),
             criteria=_CURVES_CRITERIA,
         ),
         "full": Budget(
-            setting="The paper's network on 20,000 of our curves in batches of 1,000, 60 epochs. "
-            f"{_FIRST}.",
+            setting="The paper's network on 20,000 of our curves in batches of 1,000, 60 epochs; "
+            f"competitive is within 10 % of K-BFGS(L). {_TUNED}. {_FIRST}.",
             minutes=25.0,
             study=_race(
                 Recipe(sizes=CURVES_SIZES, batch_size=1000),
@@ -226,14 +262,16 @@ _S4_4 = Experiment(
                 Recipe(sizes=_THIN, batch_size=20),
                 _CURVES_IMAGES,
                 {
+                    _FULL: kbfgs(0.3, (0.3, 0.1)),
                     _LIMITED: kbfgs_limited(0.3, (0.3, 0.1)),
                     _MOMENTUM: momentum((0.1, 0.03)),
-                    _ADAM: adam(1e-3, (1e-3,)),
+                    _ADAM: adam(1e-3, (1e-3, 3e-3)),
+                    _RMSPROP: rmsprop(1e-3, (1e-3, 3e-3)),
                 },
                 400,
                 40,
             ),
-            criteria=_beats(_LIMITED, (_MOMENTUM,)),
+            criteria=_ALL_BEATEN,
         ),
         "full": Budget(
             setting="The paper's network on 20,000 of our curves in batches of 100, 5 epochs. "
@@ -246,7 +284,7 @@ _S4_4 = Experiment(
                 1000,
                 100,
             ),
-            criteria=_beats(_LIMITED, (_MOMENTUM,)),
+            criteria=_ALL_BEATEN,
         ),
     },
     obstacle=_OURS,
