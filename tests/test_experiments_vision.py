@@ -9,7 +9,17 @@ from experiments.data import Labelled, cifar10, mnist
 from experiments.experiment import Budget
 from experiments.fit import fit
 from experiments.measurement import Measurement
-from experiments.methods import KRON, SCALING, adam, annealed, cosine, low_rank, psgd, sgd
+from experiments.methods import (
+    KRON,
+    SCALING,
+    adam,
+    annealed,
+    cosine,
+    low_rank,
+    penalised,
+    psgd,
+    sgd,
+)
 from experiments.problem import Problem, generator
 from experiments.problems.alexnet import EnergyNorm, alexnet
 from experiments.problems.batches import Batches
@@ -363,7 +373,15 @@ def test_sieve_leaves_out_what_is_unlikely():
     usual = 0.25 * good + 0.75 * bad
     assert float(loss(logits, labels, 5)) == pytest.approx((good + bad) / 2)
     assert float(loss(logits, labels, 14)) == pytest.approx((good + bad) / 2 - 0.8 * usual)
-    assert float(loss(logits, labels, 30)) == pytest.approx((good - 2 * usual) / 2)
+    assert float(loss(logits, labels, 30)) == pytest.approx(good - 2 * usual)  # of the one kept
+
+
+def test_confidence_is_rewarded_up_to_the_floor():
+    loss = sieved_loss(torch.full((2,), 0.5), (0, 1), sieve=10)
+    sure = torch.tensor([[1e6, 0.0], [1e6, 0.0]])
+    # All of class 0, both labels too: nothing for the label, and twice the mean of 0 and -log 1e-8.
+    assert float(loss(sure, torch.tensor([0, 0]), 5)) == pytest.approx(math.log(1e-8), rel=1e-5)
+    assert float(loss(sure, torch.tensor([1, 1]), 20)) == 0.0  # nothing is left of the batch
 
 
 def test_entropy_and_margin_of_known_softmaxes():
@@ -396,7 +414,7 @@ def test_rank_correlation_of_known_samples():
 @pytest.mark.parametrize(
     "build",
     [
-        psgd(KRON, 0.01, penalty=1e-3),
+        penalised(psgd(KRON, 0.01), 1e-3),
         psgd(low_rank(2), annealed(0.1, 0.01, 5), init_scale=None, momentum=0.9),
         sgd(0.9),
         adam,
@@ -414,9 +432,24 @@ def test_methods_lower_the_loss_of_a_small_problem(build):
     assert counted == list(range(1, 11))
 
 
+def test_a_penalty_is_for_classifications_alone():
+    problem = Reconstruction(
+        torch.nn.Conv2d(1, 1, 1), Task(train=made_up(2), test=made_up(2), batch_size=2), 0, CPU
+    )
+    with pytest.raises(InputError, match="leave it away"):
+        penalised(sgd(), 1e-3)(problem, 0.1, 0)
+
+
+@pytest.mark.slow
 def test_a_small_alexnet_learns():
-    figures = alexnet_register._fall(0, CPU)
-    assert figures["fall"] > 1e-3
+    assert alexnet_register.fall(0, CPU)["share"] < 0.9
+
+
+def test_the_error_before_a_change_is_not_the_last_one(real):
+    real(cifar10, "train10k")
+    figures = resnet_register.one_after_the_other("SGD", "SGD", 0, CPU, steps=6)
+    assert figures["error_between"] != figures["error"]
+    assert figures["loss_before"] != figures["loss"]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.id)

@@ -61,7 +61,6 @@ def psgd(
     momentum: float = 0.0,
     gate: Rate = 1.0,
     update_first: bool = True,
-    penalty: float = 0.0,
 ) -> Build:
     """Return what makes a PSGD.
 
@@ -75,19 +74,9 @@ def psgd(
         gate: Probability that a step fits Q.
         update_first: Whether a gradient is preconditioned with the Q that has seen it, as S1 and
             S2 do, and not with the last iteration's, as S0 does.
-        penalty: Strength of an L2 penalty that a classification adds to its loss.
-
-    Raises:
-        InputError: By what is returned, if a problem takes no penalty.
     """
 
     def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
-        if penalty:
-            if not isinstance(problem, Classification):
-                raise InputError(
-                    f"Got the penalty {penalty} for {problem}, which takes none; give 0."
-                )
-            problem.penalty = penalty
         fitting = Fitting(
             precond_lr=precond_lr,
             gate=gate,
@@ -106,6 +95,28 @@ def psgd(
         )
 
     return build
+
+
+def penalised(build: Build, strength: float) -> Build:
+    """Return what makes an optimizer of a classification whose loss has an L2 penalty.
+
+    Curvature sees the penalty then, as it does not see the decay of an optimizer.
+
+    Args:
+        build: Makes the optimizer.
+        strength: Of the penalty.
+
+    Raises:
+        InputError: By what is returned, if a problem takes no penalty.
+    """
+
+    def build_penalised(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
+        if not isinstance(problem, Classification):
+            raise InputError(f"Got a penalty for {problem}, which takes none; leave it away.")
+        problem.penalty = strength
+        return build(problem, lr, seed)
+
+    return build_penalised
 
 
 def sgd(momentum: float = 0.0, weight_decay: float = 0.0) -> Build:

@@ -5,12 +5,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from experiments.data import Labelled
 from experiments.problem import generator
 from experiments.problems.images import Augment
 
 CLASSES = 10
+FLOOR = 1e-8
+"""Of the probabilities that confidence is rewarded by, as in the code of the CORES loss."""
 Loss = Callable[[Tensor, Tensor, int], Tensor]
 
 
@@ -82,9 +85,11 @@ def blurred_until(steps: int, augment: Augment) -> Augment:
 def sieved_loss(prior: Tensor, ramp: tuple[int, int], sieve: int, strength: float = 2.0) -> Loss:
     """Return a loss for noisy labels that rewards confidence, and later leaves out images.
 
-    With `l_j = -log p_j` and the label y, an image costs `l_y - b sum_j prior_j l_j`; b grows from
-    0 to the strength between two steps. After the sieve is put in, images with `l_y` above the mean
-    of all `l_j` count as mislabelled, and cost nothing.
+    With `l_j = -log p_j` and the label y, an image costs `l_y - b sum_j prior_j m_j`, with
+    `m_j = -log(p_j + 1e-8)`; b grows from 0 to the strength between two steps. After the sieve is
+    put in, images with `l_y` above the mean of all `m_j` count as mislabelled, and are left out of
+    the mean. Without the floor the loss falls without end once b is above 1: a network that is ever
+    surer of the same class, whatever the image, gains from it.
 
     Args:
         prior: (classes,), the shares of the labels.
@@ -97,12 +102,13 @@ def sieved_loss(prior: Tensor, ramp: tuple[int, int], sieve: int, strength: floa
     first, last = ramp
 
     def loss(logits: Tensor, labels: Tensor, step: int) -> Tensor:
-        costs = -logits.log_softmax(dim=1)  # (B, classes)
-        own = costs.gather(1, labels[:, None])[:, 0]
+        own = F.cross_entropy(logits, labels, reduction="none")
+        bounded = -(logits.softmax(dim=1) + FLOOR).log()  # (B, classes)
         b = strength * min(max((step - first) / max(last - first, 1), 0.0), 1.0)
-        each = own - b * (costs @ prior.to(costs.device))
+        each = own - b * (bounded @ prior.to(bounded.device))
+        kept = torch.ones_like(own, dtype=torch.bool)
         if step >= sieve:
-            each = each * (own <= costs.mean(dim=1))
-        return each.mean()
+            kept = own <= bounded.mean(dim=1)
+        return (each * kept).sum() / kept.sum().clamp(min=1)
 
     return loss

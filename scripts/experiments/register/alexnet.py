@@ -16,7 +16,7 @@ from experiments.problems.alexnet import alexnet
 from experiments.problems.images import seeded
 from experiments.training import Method
 
-_BUILD, _STEPS = "the whole model, not allocated", "five steps at a sixteenth of the width"
+_BUILD, _STEPS = "the whole model, not allocated", "fifty steps at a sixteenth of the width"
 STATE = 69_350
 """Numbers of SCAN for the eight matrices, M + 2N - 1 each."""
 
@@ -52,14 +52,15 @@ class RandomImages(Problem):
         return {"loss": float(self.loss(0))}
 
 
-def _fall(seed: int, device: torch.device) -> Mapping[str, float]:
+def fall(seed: int, device: torch.device) -> Mapping[str, float]:
+    """Return the loss before and after fifty steps, and the `share` of it that is left."""
     problem = RandomImages(seed, device)
     before = problem.evaluate()["loss"]
-    # Q starts at the first sample's scale: from the paper's 0.1, five steps would get nowhere.
+    # Q starts at the first sample's scale: from the paper's 0.1, fifty steps would get nowhere.
     build = psgd(SCALING, 0.01, clip=TRUST_REGION, init_scale=None)
-    fit(problem, Method(build=build, rates=(0.1,)), 5, seed)
+    fit(problem, Method(build=build, rates=(0.1,)), 50, seed)
     after = problem.evaluate()["loss"]
-    return {"before": before, "after": after, "fall": before - after}
+    return {"before": before, "after": after, "share": after / before}
 
 
 EXPERIMENTS = (
@@ -71,11 +72,11 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting=(
                     "No ImageNet: the model is built and counted, and a small one learns eight "
-                    "random images by heart, as far as five steps go."
+                    "random images by heart, as far as fifty steps go."
                 ),
                 minutes=0.2,
                 study=Measurement(
-                    functions={_BUILD: _count, _STEPS: _fall},
+                    functions={_BUILD: _count, _STEPS: fall},
                     columns={
                         "matrices": "matrices",
                         "numbers": "weights",
@@ -87,8 +88,9 @@ EXPERIMENTS = (
                 criteria=(
                     at_least(_BUILD, "matrices", 8.0),
                     at_most(_BUILD, "state", STATE),
-                    at_least(_STEPS, "fall", 1e-3),
+                    at_most(_STEPS, "share", 0.9),
                 ),
+                tests_claim=False,
             )
         },
         obstacle="ImageNet is not to be had here, and 40 epochs took the paper's GPU two days.",
