@@ -78,10 +78,10 @@ def low_rank_spectrum(seed: int, device: torch.device) -> Figures:
     """
     draw, errors, extremes = _drawing(seed, device), [], []
     for k in range(_DRAWS):
-        v = draw(_N, 1)
-        v /= v.norm()
-        # u'v from -1, where Q is singular, up to 100.
-        u = (10 ** (2 - k / 10) - 1) * v
+        u, v = draw(2, _N, 1)
+        # u'v from -1, where Q is singular, up to 100; what of u is across v stays as drawn.
+        wanted = 10 ** (2 - k / 10) - 1
+        u += (wanted - (u * v).sum()) / v.square().sum() * v
         q = _low_rank(u, v)
         values = torch.linalg.eigvalsh(q.mT @ q)
         two = values[(values - 1).abs().argsort()[-2:]]

@@ -52,8 +52,6 @@ _QUADRATICS: Mapping[str, type[Quadratic]] = {
 }
 _LIMIT, _EXCESS = "distance from the limit", "excess over |H|^-1"
 _NETWORK, _LOGISTIC = "network", "logistic regression"
-_FLOOR = 1e-2 * 1.93 * 0.1 / 1.9
-"""What `NoisyQuadratic` says that a preconditioned step of size 0.1 ends at."""
 
 
 def _quadratic(case: str, seed: int, device: torch.device) -> Problem:
@@ -169,16 +167,17 @@ EXPERIMENTS = (
                     columns=_COSTS,
                 ),
                 criteria=(
-                    at_most(_NEWTON_SCAN, "operations", 3.0),
-                    at_most(_FISHER_SCAN, "operations", 1.1),
-                    at_most(_NEWTON_SCAN, "time", 4.0),
-                    at_most(_FISHER_SCAN, "time", 2.0),
+                    *(at_most(name, "time", 4.0) for name in (_NEWTON, _NEWTON_SCAN)),
+                    *(at_most(name, "time", 2.0) for name in (_FISHER, _FISHER_SCAN)),
+                    *(at_most(name, "operations", 3.0) for name in (_NEWTON, _NEWTON_SCAN)),
+                    *(at_most(name, "operations", 1.1) for name in (_FISHER, _FISHER_SCAN)),
                 ),
             )
         },
-        obstacle="The paper counts what curvature takes; bounds on the time are ours, and "
-        "generous. Triangular products with 785 inputs cost more than the gradients of 1,000 "
-        "images do: they stand in the table, and no criterion is about them.",
+        obstacle="The paper counts what curvature takes; the bounds, 4 and 2 times the time of "
+        "SGD, are ours. They hold for SCAN, whose factors are nearly diagonal, and not for "
+        "Kronecker products: with 785 inputs, products of triangular matrices cost more than the "
+        "gradients of 1,000 images do.",
     ),
     Experiment(
         id="S1-9",
@@ -188,7 +187,10 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting="20 parameters, condition number 1,000: as it is, with noise of 0.1 in "
-                "every gradient, and with a Hessian that turns once in 4,000 steps.",
+                "every gradient, and with a Hessian that turns once in 4,000 steps. With this "
+                "noise, steps of 0.1 |H|^-1 end at 1.0e-3, and descent's at 3e-5, which are a "
+                "fiftieth of their size along the flattest axis. PSGD ends in between: after 3,000 "
+                "fits, P is a twentieth of |H|^-1 along that axis.",
                 minutes=0.5,
                 study=_quadratics_race(),
                 criteria=(
@@ -197,7 +199,7 @@ EXPERIMENTS = (
                         for case in (_STILL, _DRIFTING)
                     ),
                     at_most(_PSGD, "distance", 1e-9, case=_STILL),
-                    at_most(_PSGD, "distance", 3 * _FLOOR, case=_NOISY),
+                    below(_PSGD, _DESCENT, "distance", case=_NOISY),
                 ),
             )
         },
@@ -226,6 +228,7 @@ EXPERIMENTS = (
                     at_most("noise 0", "limit", 0.02),
                     at_most("noise 0.3", "limit", 0.05),
                     at_most("noise 1", "limit", 0.08),
+                    at_most("noise 0.3", "excess", 0.0),
                     at_most("noise 1", "excess", 0.0),
                 ),
             )
@@ -275,14 +278,16 @@ EXPERIMENTS = (
         budgets={
             "quick": Budget(
                 setting="6 inputs, 8 sigmoid units, 2 logits of 3 classes, so that the Hessian is "
-                "not singular; 60 draws. The paper gives 100 units alone.",
+                "not singular; 60 draws. The paper gives 100 units alone, and condition numbers of "
+                "singular values, where these are of eigenvalues.",
                 minutes=0.1,
                 study=_conditioning(network_conditioning, logistic_conditioning, 60),
                 criteria=_CONDITIONING,
             ),
             "full": Budget(
                 setting="The paper's 100 units and 100 draws; its sizes of input and output are "
-                "not given: 6 inputs, 2 logits of 3 classes, 400 examples.",
+                "not given: 6 inputs, 2 logits of 3 classes, 400 examples; condition numbers "
+                "are of eigenvalues, not of singular values.",
                 minutes=6.0,
                 study=_conditioning(
                     functools.partial(network_conditioning, setting=_HIDDEN),

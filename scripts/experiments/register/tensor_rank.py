@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.criteria import at_most
+from experiments.criteria import at_most, below
 from experiments.experiment import Budget, Criterion, Experiment, Finding
 from experiments.methods import (
     DENSE,
@@ -15,6 +15,7 @@ from experiments.methods import (
     low_rank,
     psgd,
 )
+from experiments.plan import NO_OP
 from experiments.problem import Problem
 from experiments.problems.tensor_rank import TensorRank
 from experiments.results import Results
@@ -28,8 +29,6 @@ from psgd_optim.step_size import MaxEntry
 
 _RATE, _FIT_RATE, _SCALE = 0.1, 0.1, 0.1
 _COLUMNS = {"loss": "final loss", "share": "squared error by that of a constant"}
-_START = 50_000.0
-"""Below what the loss starts from: about its expectation, 5 x 10,000 and the target's squares."""
 _FORMS: dict[str, Preconditioner | Scope] = {
     "dense": DENSE,
     "diagonal": Joint(Diagonal(elementwise=False, normaliser=MaxEntry())),
@@ -74,6 +73,11 @@ _VARIANTS = {
 }
 
 
+def _to_the_noise(method: str) -> tuple[Criterion, Criterion]:
+    """Return that the loss falls tenfold, and to a squared error as that of a constant."""
+    return (below(method, NO_OP, "loss", factor=0.1), at_most(method, "share", 1.05))
+
+
 def _same(one: str, other: str) -> Criterion:
     def check(results: Results) -> Finding:
         ours, theirs = (results.values(name, "loss") for name in (one, other))
@@ -102,7 +106,7 @@ EXPERIMENTS = (
                     columns=_COLUMNS,
                     evaluate_every=5,
                 ),
-                criteria=tuple(at_most(name, "loss", _START / 10) for name in _FORMS),
+                criteria=tuple(criterion for name in _FORMS for criterion in _to_the_noise(name)),
             )
         },
     ),
@@ -124,7 +128,7 @@ EXPERIMENTS = (
                     evaluate_every=5,
                 ),
                 criteria=(
-                    *(at_most(name, "loss", _START / 10) for name in _VARIANTS),
+                    *(criterion for name in _VARIANTS for criterion in _to_the_noise(name)),
                     _same(_LATE, _BESIDE),
                 ),
             )
