@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from experiments.experiment import Experiment
+from experiments.fit import fit
 from experiments.measurement import Measurement
 from experiments.methods import sgd
 from experiments.problems import identities
@@ -22,7 +23,6 @@ from experiments.problems.quasi_newton_study import (
     TanhRegression,
     damped_pairs,
     gradient_decay,
-    losses_by_rate,
 )
 from experiments.problems.tensor_rank import SIZES, TensorRank
 from experiments.register import (
@@ -36,7 +36,7 @@ from experiments.register import (
     tensor_rank,
 )
 from experiments.report import table
-from experiments.results import Key, Outcome, Record, Results
+from experiments.results import DIVERGED, Key, Outcome, Record, Results
 from experiments.training import Method
 
 from psgd_optim.peers import KBFGS
@@ -136,15 +136,9 @@ def test_sigmoid_pixels_are_matrices_within_their_bounds():
     ],
 )
 def test_methods_lower_the_loss(method):
-    figures = losses_by_rate(small, lambda rate: method, (1.0,), 30, 0, CPU)
-    assert figures["rate 1"] < small().evaluate()["loss"]
-
-
-def test_a_loss_above_the_starts_counts_as_the_starts():
-    worse = Method(build=sgd(), rates=(1e4,))
-    assert losses_by_rate(small, lambda rate: worse, (1.0,), 3, 0, CPU) == {
-        "rate 1": small().evaluate()["loss"]
-    }
+    problem = small()
+    fit(problem, method, 30)
+    assert problem.evaluate()["loss"] < small().evaluate()["loss"]
 
 
 def test_a_method_of_s4_refuses_other_problems():
@@ -163,6 +157,66 @@ def test_looks_into_training():
     count = sum(p.numel() for p in small().parameters)
     assert math.isclose(figures["independent"], 100 / count**0.5)
     assert math.isclose(figures["ratio"], figures["dominance"] / figures["independent"])
+
+
+def test_a_grids_diverged_runs_are_told_and_are_not_good():
+    study = EXPERIMENTS["S4-5"].budgets["quick"].study
+    criterion = EXPERIMENTS["S4-5"].budgets["quick"].criteria[0]
+    names = list(study.methods)
+    for good, holds in ((13, True), (12, False)):
+        results = Results(
+            [
+                Record(
+                    Key("", name, 0.1, 0, 60),
+                    Outcome(figures={"loss": 1.0})
+                    if number < good
+                    else Outcome(figures={}, status=DIVERGED),
+                    0.1,
+                )
+                for number, name in enumerate(names)
+            ],
+            "loss",
+        )
+        found = criterion.check(results)
+        assert found.holds is holds
+        assert f"{25 - good} diverged" in found.evidence
+
+
+def test_a_time_is_that_of_the_rivals_run():
+    criterion = kbfgs._ahead_in_time("ours", "theirs")
+    curve = [(step, 10.0 - step / 10) for step in range(10, 50, 10)]
+
+    def found(loss, seconds):
+        ours = Record(Key("", "ours", 0.1, 0, 40), Outcome(figures={"loss": 6.0}, curve=curve), 4.0)
+        theirs = Record(Key("", "theirs", 0.1, 0, 40), Outcome(figures={"loss": loss}), seconds)
+        return criterion.check(Results([ours, theirs], "loss")).holds
+
+    assert found(8.1, 2.0) and not found(7.9, 2.0)  # half of the steps: a loss of 8
+    assert found(6.1, 9.0)
+    assert not found(100.0, 0.5)  # before the first look
+
+
+def test_a_speed_is_that_to_the_rivals_last_loss():
+    criterion = esgd._faster("ours", "theirs", 3.0)
+    curve = [(step, 10.0 - step) for step in range(1, 10)]
+
+    def found(loss):
+        ours = Record(Key("", "ours", 0.1, 0, 9), Outcome(figures={"loss": 1.0}, curve=curve), 1.0)
+        theirs = Record(Key("", "theirs", 0.1, 0, 9), Outcome(figures={"loss": loss}), 1.0)
+        return criterion.check(Results([ours, theirs], "loss")).holds
+
+    assert found(7.0) and not found(6.9) and not found(0.5)
+
+
+def test_theorem_3_2_is_tried_with_factors_of_any_direction(monkeypatch):
+    seen = []
+    low_rank = identities._low_rank
+    monkeypatch.setattr(
+        identities, "_low_rank", lambda u, v: (seen.append((u, v)), low_rank(u, v))[1]
+    )
+    assert identities.low_rank_spectrum(0, CPU)["spectrum"] < 1e-8
+    cosines = [float((u * v).sum().abs() / (u.norm() * v.norm())) for u, v in seen]
+    assert min(cosines) < 0.5
 
 
 def test_a_baseline_costs_as_much_as_itself():

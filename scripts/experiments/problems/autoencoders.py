@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from psgd_optim.penalty import l2_penalty
 
 MNIST_SIZES = (784, 1000, 500, 250, 30, 250, 500, 1000, 784)
+THIN_SIZES = (784, 100, 50, 25, 6, 25, 50, 100, 784)
+THIN_MNIST_SIZES = (784, 200, 100, 30, 100, 200, 784)
+"""What stands for the two in quick runs."""
 CURVES_SIZES = (784, 400, 200, 100, 50, 25, 6, 25, 50, 100, 200, 400, 784)
 FACES_SIZES = (625, 2000, 1000, 500, 30, 500, 1000, 2000, 625)
 DECAY = 1e-5

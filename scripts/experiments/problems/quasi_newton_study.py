@@ -2,12 +2,11 @@
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from experiments.fit import fit
 from experiments.problem import Problem, generator
 from experiments.problems.autoencoding import Autoencoding
 from experiments.problems.batches import Batches
@@ -43,33 +42,6 @@ def damped_pairs(
         "within_twice": float(shares["pairs_within_twice_bound"]),
         "loss": problem.evaluate()["loss"],
     }
-
-
-def losses_by_rate(
-    make: Make,
-    method: Callable[[float], Method],
-    rates: Sequence[float],
-    steps: int,
-    seed: int,
-    device: torch.device,
-) -> Mapping[str, float]:
-    """Return the loss after training with each of some learning rates, by `rate_name`.
-
-    A loss above that of the start, or none, counts as that of the start.
-    """
-    figures = {}
-    for rate in rates:
-        problem = make(seed, device)
-        start = problem.evaluate()["loss"]
-        fit(problem, method(rate), steps, seed)
-        loss = problem.evaluate()["loss"]
-        figures[rate_name(rate)] = loss if loss < start else start
-    return figures
-
-
-def rate_name(rate: float) -> str:
-    """Return what the figure of a learning rate is called."""
-    return f"rate {rate:g}"
 
 
 class TanhRegression(Problem):

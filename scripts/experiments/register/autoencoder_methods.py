@@ -18,6 +18,7 @@ from psgd_optim.peers import ESGD, KBFGS, KBFGSL, KFAC, JacobiSGD
 from psgd_optim.peers.likelihoods import bernoulli, normal
 from psgd_optim.types import InputError
 
+OUR_CURVES = "The renderer of CURVES is not known: our curves are a substitute."
 _AVERAGE = 0.9
 _MOMENTUM_RATE = 1 - _AVERAGE
 """What a step size of an average is by that of a sum."""

@@ -8,7 +8,13 @@ import torch
 
 from experiments.criteria import below
 from experiments.experiment import Budget, Criterion, Experiment, Finding
-from experiments.problems.autoencoders import CURVES_SIZES, MNIST_SIZES, half_squares
+from experiments.problems.autoencoders import (
+    CURVES_SIZES,
+    MNIST_SIZES,
+    THIN_MNIST_SIZES,
+    THIN_SIZES,
+    half_squares,
+)
 from experiments.problems.autoencoding import (
     Autoencoding,
     Images,
@@ -18,6 +24,7 @@ from experiments.problems.autoencoding import (
     mnist_images,
 )
 from experiments.register.autoencoder_methods import (
+    OUR_CURVES,
     adam,
     kbfgs,
     kbfgs_limited,
@@ -28,8 +35,6 @@ from experiments.register.autoencoder_methods import (
 from experiments.results import Results, value_of
 from experiments.training import Method, Race
 
-_THIN = (784, 100, 50, 25, 6, 25, 50, 100, 784)
-_THIN_MNIST = (784, 200, 100, 30, 100, 200, 784)
 _THIN_FACES = (625, 200, 100, 30, 100, 200, 625)
 _FULL, _LIMITED, _KFAC = "K-BFGS", "K-BFGS(L)", "KFAC"
 _MOMENTUM, _ADAM, _RMSPROP = "SGD, momentum", "Adam", "RMSprop"
@@ -47,7 +52,6 @@ _TUNED = (
     "The paper's settings for CURVES are not published; of those that are recalled, K-BFGS's "
     "(.1, .01) leaves the numbers in the small network, and (.3, .3) takes its place"
 )
-_OURS = "The renderer of CURVES is not known: our curves are a substitute."
 
 
 def _make(
@@ -98,18 +102,36 @@ def _as_good(method: str, figure: str = "loss") -> Criterion:
     return below(method, _KFAC, figure, factor=1.1)
 
 
+def _by_then(results: Results, method: str, rival: str) -> tuple[float, float, str]:
+    """Return the losses of a method and of a rival when the rival's run is over, and a text.
+
+    Time is that of the processor; the method's is taken to pass evenly.
+    """
+    ours, theirs = (results.of(name)[0] for name in (method, rival))
+    reached = ours.key.steps * min(theirs.seconds / ours.seconds, 1.0)
+    lowest = min((loss for step, loss in ours.outcome.curve if step <= reached), default=math.inf)
+    bound = value_of(theirs, "loss")
+    return lowest, bound, f"{lowest:.4g} against {bound:.4g} after {theirs.seconds:.1f} s"
+
+
 def _ahead_in_time(method: str, rival: str) -> Criterion:
-    """Return that a method has a lower loss when a rival's run is over, by processor time."""
+    """Return that a method has a lower loss than a rival when the rival's run is over."""
 
     def check(results: Results) -> Finding:
-        ours, theirs = (results.of(name)[0] for name in (method, rival))
-        reached = ours.key.steps * min(theirs.seconds / ours.seconds, 1.0)
-        seen = [loss for step, loss in ours.outcome.curve if step <= reached]
-        lowest, bound = min(seen, default=math.inf), value_of(theirs, "loss")
-        told = f"{lowest:.4g} against {bound:.4g} after {theirs.seconds:.1f} s"
-        return Finding(lowest < bound, told)
+        ours, theirs, told = _by_then(results, method, rival)
+        return Finding(ours < theirs, told)
 
     return Criterion(f"{method} is ahead of {rival} after as much time", check)
+
+
+def _keeps_up(rival: str, method: str) -> Criterion:
+    """Return that a rival's run ends within 10 % of what a method has reached by then."""
+
+    def check(results: Results) -> Finding:
+        ours, theirs, told = _by_then(results, method, rival)
+        return Finding(theirs <= 1.1 * ours, told)
+
+    return Criterion(f"{rival} keeps up with {method}, within 10 %, after as much time", check)
 
 
 def _at_epoch(method: str, epoch: int, per_epoch: int, loss: float) -> Criterion:
@@ -123,7 +145,7 @@ def _at_epoch(method: str, epoch: int, per_epoch: int, loss: float) -> Criterion
     return Criterion(f"loss of {method} after epoch {epoch} within 5 % of {loss:g}", check)
 
 
-_CURVES_RECIPE = Recipe(sizes=_THIN, batch_size=200)
+_CURVES_RECIPE = Recipe(sizes=THIN_SIZES, batch_size=200)
 _CURVES_IMAGES = functools.partial(curves_images, 4000)
 
 
@@ -141,7 +163,7 @@ _S4_1 = Experiment(
             f"whole runs on a shared machine. {_FIRST}.",
             minutes=0.4,
             study=_race(
-                Recipe(sizes=_THIN_MNIST, batch_size=200),
+                Recipe(sizes=THIN_MNIST_SIZES, batch_size=200),
                 functools.partial(mnist_images, 6000),
                 {
                     _FULL: kbfgs(0.3, (0.3, 0.1)),
@@ -218,23 +240,24 @@ _S4_2 = Experiment(
 _CURVES_CRITERIA = (
     *(below(name, _MOMENTUM, "loss") for name in (_FULL, _LIMITED)),
     *(_as_good(name) for name in (_FULL, _LIMITED)),
-    *(below(name, _LIMITED, "loss", factor=1.1) for name in (_ADAM, _RMSPROP)),
+    *(_keeps_up(name, _LIMITED) for name in (_ADAM, _RMSPROP)),
 )
 _S4_3 = Experiment(
     id="S4-3",
     title="Autoencoder of CURVES",
-    claim="K-BFGS and K-BFGS(L) are about as good as KFAC; RMSprop and Adam are competitive.",
+    claim="K-BFGS and K-BFGS(L) are about as good as KFAC; RMSprop and Adam are competitive in "
+    "time.",
     budgets={
         "quick": Budget(
             setting="784-100-50-25-6-... on 4,000 of our curves in batches of 200, 8 epochs; "
-            f"competitive is within 10 % of K-BFGS(L). {_TUNED}. {_FIRST}.",
+            f"time is the processor's. {_TUNED}. {_FIRST}.",
             minutes=0.4,
             study=_race(_CURVES_RECIPE, _CURVES_IMAGES, _on_curves(1), 160, 20),
             criteria=_CURVES_CRITERIA,
         ),
         "full": Budget(
             setting="The paper's network on 20,000 of our curves in batches of 1,000, 60 epochs; "
-            f"competitive is within 10 % of K-BFGS(L). {_TUNED}. {_FIRST}.",
+            f"time is the processor's. {_TUNED}. {_FIRST}.",
             minutes=25.0,
             study=_race(
                 Recipe(sizes=CURVES_SIZES, batch_size=1000),
@@ -246,7 +269,7 @@ _S4_3 = Experiment(
             criteria=_CURVES_CRITERIA,
         ),
     },
-    obstacle=_OURS,
+    obstacle=OUR_CURVES,
 )
 
 _S4_4 = Experiment(
@@ -259,7 +282,7 @@ _S4_4 = Experiment(
             f"S4-3's as in the paper, 2 epochs. {_FIRST}.",
             minutes=0.3,
             study=_race(
-                Recipe(sizes=_THIN, batch_size=20),
+                Recipe(sizes=THIN_SIZES, batch_size=20),
                 _CURVES_IMAGES,
                 {
                     _FULL: kbfgs(0.3, (0.3, 0.1)),
@@ -287,7 +310,7 @@ _S4_4 = Experiment(
             criteria=_ALL_BEATEN,
         ),
     },
-    obstacle=_OURS,
+    obstacle=OUR_CURVES,
 )
 
 _S4_9 = Experiment(
