@@ -1,4 +1,7 @@
-"""What steps cost beside those of gradient descent: time, operations, and stored numbers."""
+"""What steps cost, alone or beside those of another method: time, operations, stored numbers.
+
+Time is that of the processor on a CPU, and by the clock on a device.
+"""
 
 import functools
 import itertools
@@ -13,6 +16,7 @@ from experiments.problem import Problem
 from experiments.training import Method
 from psgd_optim.tools.stepping import take_step
 
+_WARMUP = 2
 Make = Callable[[int, torch.device], Problem]
 """Draws the problem of a seed."""
 
@@ -43,7 +47,7 @@ def step_costs(
         `time`, the ratio of processor times, `operations`, that of multiplications in products of
         matrices, and `ms`, the time of one of the method's steps.
     """
-    ours, theirs = (_Stepper(make(seed, device), each) for each in (method, baseline))
+    ours, theirs = (_Stepper(make(seed, device), each, device) for each in (method, baseline))
     for stepper in (ours, theirs):  # what is made at the first step counts for none
         stepper.seconds(period)
     pairs = [(ours.seconds(period), theirs.seconds(period)) for _ in range(repeats)]
@@ -55,19 +59,41 @@ def step_costs(
     }
 
 
+def time_figures(
+    problem: Problem, method: Method, steps: int, device: torch.device
+) -> Mapping[str, float]:
+    """Return the mean time of a step in milliseconds, `ms`.
+
+    Args:
+        problem: Its parameters are changed.
+        method: How to step.
+        steps: The mean is over, after two others.
+        device: Where the problem is.
+    """
+    stepper = _Stepper(problem, method, device)
+    stepper.seconds(_WARMUP)
+    return {"ms": 1e3 * stepper.seconds(steps) / steps}
+
+
 class _Stepper:
-    def __init__(self, problem: Problem, method: Method) -> None:
-        self._problem = problem
+    def __init__(self, problem: Problem, method: Method, device: torch.device) -> None:
+        self._problem, self._device, self._max_norm = problem, device, method.max_norm
         self._optimizer = method.build(problem, method.rates[0], 0)
         self._steps = itertools.count()
 
     def seconds(self, steps: int) -> float:
-        """Take steps, and return their processor time."""
-        begin = time.process_time()
+        """Take steps, and return how long they took."""
+        begin = self._now()
         for _ in range(steps):
             loss = functools.partial(self._problem.loss, next(self._steps))
-            take_step(self._optimizer, self._problem.parameters, loss, 0.0)
-        return time.process_time() - begin
+            take_step(self._optimizer, self._problem.parameters, loss, self._max_norm)
+        return self._now() - begin
+
+    def _now(self) -> float:
+        if self._device.type == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def operations(self, steps: int) -> int:
         """Take steps, and return their operations in products of matrices."""
@@ -100,7 +126,7 @@ def layer_costs(
     Returns:
         `storage` and `operations`, counted by expected; `numbers` that are stored, in millions.
     """
-    stepper = _Stepper(make(seed, device), method)
+    stepper = _Stepper(make(seed, device), method, device)
     stepper.seconds(21)  # KFAC makes inverses in all of the first 20, and then in one of 20
     stored = stepper.stored()
     return {
