@@ -224,7 +224,7 @@ EXPERIMENTS = (
                         for noise in (0.0, 0.3, 1.0)
                     },
                     columns={"limit": _LIMIT, "excess": _EXCESS},
-                    seeds=2,
+                    seeds=3,
                 ),
                 criteria=(
                     at_most("noise 0", "limit", 0.02),
@@ -257,6 +257,7 @@ EXPERIMENTS = (
                         "largest": "largest",
                         "limit": _LIMIT,
                     },
+                    seeds=3,
                 ),
                 criteria=(
                     *(
@@ -321,6 +322,7 @@ EXPERIMENTS = (
                         "descent": "loss above Newton's step's",
                         "diagonal": "diagonals of a diagonal matrix",
                     },
+                    seeds=3,
                 ),
                 criteria=tuple(
                     at_most("errors", figure, _EXACT)

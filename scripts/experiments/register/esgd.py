@@ -128,9 +128,11 @@ _DOMINANCE = {
 _TRAINED = _methods(few=True)
 
 
-def _distance_study(make: functools.partial[Autoencoding], looks: Looks) -> Measurement:
+def _distance_study(
+    make: functools.partial[Autoencoding], looks: Looks, seeds: int = 1
+) -> Measurement:
     function = functools.partial(distances, make, _TRAINED[_RMSPROP], looks)
-    return Measurement(functions={_RMSPROP: function}, columns=_DISTANCES)
+    return Measurement(functions={_RMSPROP: function}, columns=_DISTANCES, seeds=seeds)
 
 
 def _dominance_study(make: functools.partial[Autoencoding], looks: Looks) -> Measurement:
@@ -214,6 +216,7 @@ _S3_2 = Experiment(
             study=_distance_study(
                 functools.partial(make_curves, THIN_SIZES, 2000),
                 Looks(every=100, steps=200, probes=50),
+                seeds=3,
             ),
             criteria=(_closest(_RMSPROP),),
         ),

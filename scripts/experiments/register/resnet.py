@@ -232,7 +232,8 @@ EXPERIMENTS = (
         budgets=_quick(
             _race(_mislabelled, methods=_UNPENALISED, steps=_SIEVED_STEPS),
             "but 8 epochs; about 60 % of the labels wrong, a loss with a sieve, which the training "
-            "loss of the table is not; no decay, and S2-3's better rates alone",
+            "loss of the table is not; no decay, and S2-3's better rates alone. The labels teach "
+            "neither method much in so many steps",
             *(below(name, NO_OP, "error", factor=0.95) for name in METHODS),
         ),
         obstacle=_ON_GPU,

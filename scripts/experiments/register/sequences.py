@@ -128,7 +128,7 @@ S0_1 = Experiment(
                 at_most("dense", "loss", 0.05),
                 at_least("SGD", "loss", 0.12),
             ),
-            minutes=1.7,
+            minutes=2.8,
         ),
         "full": Budget(
             setting=f"The paper's length and learning rates, one seed. {_DEVIATIONS}.",
