@@ -31,7 +31,7 @@ PSGDS = [
     *rows("S0-5", "full", ("ESGD", "SCAN", "Kron"), 0.05, 0.01, 1.0, (), LAST),
     *rows("S0-5", "full", ("SPLU",), 0.05, 0.01, 1.0, (ClipNorm(10.0),), LAST),
     *rows("S0-6", "full", ("Kron",), 0.02, 0.01, 1.0, (ClipNorm(1.0),), LAST),
-    *rows("S0-9", "quick", FORMS, 0.1, 0.1, 0.1, (), OWN),
+    *rows("S0-9", "quick", FORMS, 0.1, 0.1, 0.1, (), LAST),
     *rows("S1-1", "quick", ("PSGD dense, Newton",), 0.5, 0.2, 0.1, (), OWN),
     *rows("S1-1", "quick", ("PSGD dense, Fisher",), 0.001, 0.01, 0.1, (), OWN),
     *rows("S1-5", "full", ("PSGD Fisher Kron",), 0.002, 0.01, 1.0, (), OWN),

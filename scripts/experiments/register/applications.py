@@ -40,7 +40,7 @@ _WORD_OPTIMIZERS = {
     "PSGD": _at(PSGDConfig(), 1e-3, 4e-3),
     "SGD": _at(SGDConfig(), 10.0, 30.0),
 }
-# The best of the rates is an inner one of each.
+# The best of the rates is an inner one, but for Adam's, 4e-2.
 _TREEBANK_OPTIMIZERS = {
     "PSGD": _at(PSGDConfig(), 4e-3, 1e-3, 1.6e-2),
     "SGD": _at(SGDConfig(), 30.0, 10.0, 90.0),

@@ -165,8 +165,8 @@ def _pixels_race(make: functools.partial[Autoencoding], steps: int) -> Race:
     return Race(
         make=make,
         methods={
-            "SGD": Method(build=sgd(), rates=(0.1, 1.0)),
-            "Adam": Method(build=adam, rates=(1e-3,)),
+            "SGD": Method(build=sgd(), rates=(0.1, 1.0, 3.0, 10.0)),
+            "Adam": Method(build=adam, rates=(1e-3, 1e-2)),
             "PSGD Kronecker": Method(
                 build=psgd(KRON, 0.1, init_scale=0.1, clip=clip), rates=(0.1, 0.2)
             ),
@@ -178,6 +178,8 @@ def _pixels_race(make: functools.partial[Autoencoding], steps: int) -> Race:
         evaluate_every=max(steps // 10, 1),
     )
 
+
+_FIRST_ORDER_POOR = tuple(below("PSGD Kronecker", name, "loss") for name in ("SGD", "Adam"))
 
 _S1_7 = Experiment(
     id="S1-7",
@@ -192,14 +194,14 @@ _S1_7 = Experiment(
             "published norm of 100, the rate of 0.1 ended at 24.86.",
             minutes=2.0,
             study=_pixels_race(functools.partial(_make_pixels, _KFAC_THIN, 3000, 500), 500),
-            criteria=(below("PSGD Kronecker", "SGD", "loss"),),
+            criteria=_FIRST_ORDER_POOR,
         ),
         "full": Budget(
             setting="The published network, first 10,000 images in batches of 1,000; 500 of 5,000 "
             "steps; test images are MNIST's own.",
             minutes=60.0,
             study=_pixels_race(functools.partial(_make_pixels, _KFAC_SIZES, 10000, 1000), 500),
-            criteria=(below("PSGD Kronecker", "SGD", "loss"),),
+            criteria=_FIRST_ORDER_POOR,
         ),
     },
 )

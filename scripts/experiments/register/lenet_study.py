@@ -33,8 +33,8 @@ _HASTY = {
 }
 """With steps for short trainings, in which those of the paper leave PSGD half trained."""
 _STEPS = (
-    "steps of 0.1 for SGD, the best of 0.02 to 0.2, and 0.3, with 0.03 for Q, for PSGD, where S1-5's "
-    "0.05, 0.1 and 0.01 leave PSGD half trained"
+    "steps of 0.1 for SGD, the best of 0.02 to 0.2, and of 0.3, with 0.03 for Q, for PSGD, where "
+    "S1-5's 0.05, 0.1 and 0.01 leave PSGD half trained"
 )
 _QUICK = Sizes(images=6000, subset=1000, epochs=4, subset_epochs=25)
 _SMALL = Sizes(images=3000, subset=1000, epochs=6, subset_epochs=6)

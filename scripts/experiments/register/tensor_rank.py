@@ -46,8 +46,9 @@ def _make(case: str, seed: int, device: torch.device) -> Problem:
 
 
 def _every_form() -> dict[str, Method]:
+    """Return PSGD with each form, which steps with the last iteration's Q, as all of S0."""
     return {
-        name: Method(build=psgd(form, _FIT_RATE, init_scale=_SCALE), rates=(_RATE,))
+        name: _variant(psgd(form, _FIT_RATE, init_scale=_SCALE, update_first=False))
         for name, form in _FORMS.items()
     }
 
