@@ -44,7 +44,7 @@ _WORD_OPTIMIZERS = {
 _TREEBANK_OPTIMIZERS = {
     "PSGD": _at(PSGDConfig(), 4e-3, 1e-3, 1.6e-2),
     "SGD": _at(SGDConfig(), 30.0, 10.0, 90.0),
-    "Adam": _at(AdamWConfig(beta2=0.999, weight_decay=0.0), 1e-2, 1e-3, 4e-2),
+    "Adam": _at(AdamWConfig(beta2=0.999, weight_decay=0.0), 1e-2, 4e-2),
 }
 _CHAR_OPTIMIZERS = {
     "PSGD": _at(PSGDConfig(), 1e-3, 2e-3),

@@ -165,7 +165,7 @@ def _pixels_race(make: functools.partial[Autoencoding], steps: int) -> Race:
     return Race(
         make=make,
         methods={
-            "SGD": Method(build=sgd(), rates=(0.1, 1.0, 3.0, 10.0)),
+            "SGD": Method(build=sgd(), rates=(1.0, 3.0, 10.0)),
             "Adam": Method(build=adam, rates=(1e-3, 1e-2)),
             "PSGD Kronecker": Method(
                 build=psgd(KRON, 0.1, init_scale=0.1, clip=clip), rates=(0.1, 0.2)
