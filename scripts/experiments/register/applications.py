@@ -42,8 +42,8 @@ _WORD_OPTIMIZERS = {
 }
 # The best of the rates is an inner one, but for Adam's, 4e-2.
 _TREEBANK_OPTIMIZERS = {
-    "PSGD": _at(PSGDConfig(), 4e-3, 1e-3, 1.6e-2),
-    "SGD": _at(SGDConfig(), 30.0, 10.0, 90.0),
+    "PSGD": _at(PSGDConfig(), 4e-3, 1e-3),
+    "SGD": _at(SGDConfig(), 30.0, 10.0),
     "Adam": _at(AdamWConfig(beta2=0.999, weight_decay=0.0), 1e-2, 4e-2),
 }
 _CHAR_OPTIMIZERS = {
@@ -120,7 +120,7 @@ _S2_13 = Experiment(
             setting="Reduced: one LSTM layer of 100 units, tied, dropout 0.2, 100 steps of 20 x 35 "
             "words at a constant rate. The claim is on the end of a training, so that the longest "
             "comparison there is counts too: two epochs with 200 units and falling rates.",
-            minutes=5,
+            minutes=3.5,
             study=ApplicationRace(
                 train=language_model(_SMALL_LSTM, _PTB),
                 optimizers=_TREEBANK_OPTIMIZERS,
