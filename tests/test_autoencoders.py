@@ -17,7 +17,7 @@ from experiments.problems.autoencoders import (
 )
 from torch import nn
 
-from psgd_optim.peers import KBFGS, KBFGSL, KFAC
+from psgd_optim.peers import KBFGS, KFAC, LimitedMemory
 from psgd_optim.peers.likelihoods import bernoulli
 from psgd_optim.tools.stepping import take_step
 
@@ -106,5 +106,6 @@ def test_kronecker_methods_pass_momentum_sgd_on_small_curves():
 
     sgd = train(lambda m: torch.optim.SGD(m.parameters(), 0.03, momentum=0.9, dampening=0.9))
     assert train(lambda m: KBFGS(m, 0.3, damping=0.3)) < sgd
-    assert train(lambda m: KBFGSL(m, 0.3, damping=0.3, memory=20)) < sgd
+    kept = LimitedMemory(20)
+    assert train(lambda m: KBFGS(m, 0.3, damping=0.3, inverse=kept)) < sgd
     assert train(lambda m: KFAC(m, 1.0, damping=3.0, sampled_loss=bernoulli)) < sgd

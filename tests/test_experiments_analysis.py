@@ -39,7 +39,7 @@ from experiments.report import table
 from experiments.results import DIVERGED, Key, Outcome, Record, Results
 from experiments.training import Method
 
-from psgd_optim.peers import KBFGS
+from psgd_optim.peers import DenseBFGS
 from psgd_optim.peers.quasi_newton import SecantPair
 from psgd_optim.types import InputError
 
@@ -230,7 +230,7 @@ def test_pairs_and_gradients_of_k_bfgs():
     assert 0 <= shares["within"] <= shares["within_twice"] <= 1
     with pytest.raises(TypeError, match="give K-BFGS"):
         damped_pairs(small, DESCENT, 1, 0, CPU)
-    found = gradient_decay(KBFGS, 0.6, 100, 0, CPU)
+    found = gradient_decay(DenseBFGS(), 0.6, 100, 0, CPU)
     assert math.isclose(found["slope"], math.log10(found["late"] / found["early"]))
 
 

@@ -1,6 +1,5 @@
 """K-BFGS and K-BFGS(L): quasi-Newton preconditioners with one Kronecker product per layer."""
 
-import abc
 from collections.abc import Iterator, Sequence
 from typing import final
 
@@ -12,7 +11,6 @@ from psgd_optim.peers.arguments import check_number
 from psgd_optim.peers.kronecker import KroneckerOptimizer, damped_inverse
 from psgd_optim.peers.layers import Layer, Pass, input_moment, run_pass, traced
 from psgd_optim.peers.quasi_newton import (
-    CompactLBFGS,
     DenseBFGS,
     DoubleDamping,
     InverseHessian,
@@ -23,9 +21,11 @@ from psgd_optim.types import State
 
 # The first damping puts pairs exactly on the bound, where rounding would decide about them.
 _ROUNDING = 1e-4
+_DENSE = DenseBFGS()
 
 
-class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
+@final
+class KBFGS(KroneckerOptimizer):
     """Steps along `H_g m H_a`: `H_g` from secant pairs, `H_a` from moments of the inputs.
 
     A layer's Hessian is taken for `A (x) G`, with `A` the moment of its inputs and `G` the Hessian
@@ -39,7 +39,8 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         lr: Step size, relative to a full quasi-Newton step.
         damping: `lambda` of both factors together, in (0, 1]: its root is also `mu_2` of the
             double damping.
-        inverse: How `H_g` is kept.
+        inverse: How `H_g` is kept: `DenseBFGS()`, a matrix per layer, which is K-BFGS, or
+            `LimitedMemory()`, a memory of pairs per layer, which is K-BFGS(L).
         beta: Decay of the averages of gradients and inputs.
         pair_beta: Decay of the averages of pairs, 0 if a mini-batch is the data set; `None` for
             `beta`.
@@ -48,9 +49,15 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
 
     Raises:
         InputError: If a number is outside its range, or the model has other parameters.
+        TypeError: If `inverse` is something else.
 
     Source: S4 Algorithm 2 and section 6.
     Deviation: for layers with positions, see `layers.input_moment`.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> optimizer = KBFGS(model, lr=0.3, damping=0.3)
+    >>> x = torch.ones(2, 4)
+    >>> loss = optimizer.step(lambda: model(x).square().mean())
     """
 
     def __init__(
@@ -59,12 +66,14 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
         lr: float,
         *,
         damping: float,
-        inverse: InverseHessian,
-        beta: float,
-        pair_beta: float | None,
-        weight_decay: float,
-        inverse_ratio: float,
+        inverse: InverseHessian = _DENSE,
+        beta: float = 0.9,
+        pair_beta: float | None = None,
+        weight_decay: float = 0.0,
+        inverse_ratio: float = 0.2,
     ) -> None:
+        if not isinstance(inverse, InverseHessian):
+            raise TypeError(f"Got inverse = {inverse!r}; give DenseBFGS() or LimitedMemory().")
         self._inverse = inverse
         settings = {
             "damping": damping,
@@ -184,75 +193,3 @@ class KroneckerBFGS(KroneckerOptimizer, abc.ABC):
 
     def _kept(self) -> Sequence[str]:
         return (*super()._kept(), "_inverse")
-
-
-@final
-class KBFGS(KroneckerBFGS):
-    """K-BFGS: `H_g` is a matrix per layer; see `KroneckerBFGS` for the arguments.
-
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
-    >>> optimizer = KBFGS(model, lr=0.3, damping=0.3)
-    >>> x = torch.ones(2, 4)
-    >>> loss = optimizer.step(lambda: model(x).square().mean())
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float,
-        *,
-        damping: float,
-        beta: float = 0.9,
-        pair_beta: float | None = None,
-        weight_decay: float = 0.0,
-        inverse_ratio: float = 0.2,
-    ) -> None:
-        super().__init__(
-            model,
-            lr,
-            damping=damping,
-            inverse=DenseBFGS(),
-            beta=beta,
-            pair_beta=pair_beta,
-            weight_decay=weight_decay,
-            inverse_ratio=inverse_ratio,
-        )
-
-
-@final
-class KBFGSL(KroneckerBFGS):
-    """K-BFGS(L): `H_g` is a memory of pairs per layer; see `KroneckerBFGS` for the arguments.
-
-    Args:
-        model: The model.
-        lr: Step size.
-        damping: The damping.
-        memory: How many pairs are remembered.
-        beta: Decay of averages.
-        pair_beta: Decay of the averages of pairs.
-        weight_decay: Rate of the L2 penalty.
-        inverse_ratio: `mu_1` of the double damping.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        lr: float,
-        *,
-        damping: float,
-        memory: int = 100,
-        beta: float = 0.9,
-        pair_beta: float | None = None,
-        weight_decay: float = 0.0,
-        inverse_ratio: float = 0.2,
-    ) -> None:
-        super().__init__(
-            model,
-            lr,
-            damping=damping,
-            inverse=CompactLBFGS(memory),
-            beta=beta,
-            pair_beta=pair_beta,
-            weight_decay=weight_decay,
-            inverse_ratio=inverse_ratio,
-        )

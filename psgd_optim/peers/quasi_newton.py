@@ -169,7 +169,7 @@ class DenseBFGS(InverseHessian):
 
 @final
 @dataclass(frozen=True)
-class CompactLBFGS(InverseHessian):
+class LimitedMemory(InverseHessian):
     """The last pairs, in the compact form that takes matrix products only.
 
     `H = I + [S, Y] [[R^-T (D + Y^T Y) R^-1, -R^-T], [-R^-1, 0]] [S, Y]^T` with the pairs as columns
@@ -178,7 +178,7 @@ class CompactLBFGS(InverseHessian):
     are their rows and columns of `R^-1`, so that they add nothing.
 
     Args:
-        pairs: `q`, how many are remembered; the oldest is forgotten first.
+        memory: `q`, how many pairs are remembered; the oldest is forgotten first.
 
     Raises:
         InputError: If it is no positive number.
@@ -186,14 +186,14 @@ class CompactLBFGS(InverseHessian):
     Source: S4 section 3 (after Byrd, Nocedal and Schnabel 1994), with the identity to start from.
     """
 
-    pairs: int = 100
+    memory: int = 100
 
     def __post_init__(self) -> None:
-        check_integer("pairs", self.pairs, 1)
+        check_integer("memory", self.memory, 1)
 
     def initial(self, like: Tensor) -> State:
         """Return an empty memory."""
-        q = self.pairs
+        q = self.memory
         return {
             "steps": like.new_zeros(len(like), q),  # S
             "changes": like.new_zeros(len(like), q),  # Y

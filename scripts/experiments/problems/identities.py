@@ -18,9 +18,9 @@ from psgd_optim.forms.low_rank import LowRank
 from psgd_optim.forms.permutation import Permutation
 from psgd_optim.peers import estimate_hessian_diagonal
 from psgd_optim.peers.quasi_newton import (
-    CompactLBFGS,
     DenseBFGS,
     DoubleDamping,
+    LimitedMemory,
     SecantPair,
     bfgs_inverse,
     update_inverse,
@@ -196,7 +196,7 @@ def compact_memory(seed: int, device: torch.device) -> Figures:
     Source: S4, section 3. The pairs are more than the memory has place for, so that old ones go.
     """
     draw, kept = _drawing(seed, device), 5
-    compact, full = CompactLBFGS(kept), DenseBFGS()
+    compact, full = LimitedMemory(kept), DenseBFGS()
     curvature, zero = _positive(draw), torch.zeros((), dtype=_REAL, device=device)
     pairs = [SecantPair(s, curvature @ s) for s in draw(12, _N)]
     like = pairs[0].s

@@ -12,8 +12,8 @@ from experiments.problems.autoencoding import Autoencoding
 from experiments.problems.batches import Batches
 from experiments.problems.images import seeded
 from experiments.training import Method
-from psgd_optim.peers import KBFGS, KBFGSL
-from psgd_optim.peers.kbfgs import KroneckerBFGS
+from psgd_optim.peers import KBFGS
+from psgd_optim.peers.quasi_newton import InverseHessian
 from psgd_optim.tools.stepping import take_step
 
 Make = Callable[[int, torch.device], Autoencoding]
@@ -32,7 +32,7 @@ def damped_pairs(
     """
     problem = make(seed, device)
     optimizer = method.build(problem, method.rates[0], seed)
-    if not isinstance(optimizer, KroneckerBFGS):
+    if not isinstance(optimizer, KBFGS):
         raise TypeError(f"Got {optimizer}; give K-BFGS or K-BFGS(L).")
     for step in range(steps):
         take_step(optimizer, problem.parameters, functools.partial(problem.loss, step), 0.0)
@@ -93,7 +93,7 @@ class TanhRegression(Problem):
 
 
 def gradient_decay(
-    method: type[KBFGS | KBFGSL], decay: float, steps: int, seed: int, device: torch.device
+    inverse: InverseHessian, decay: float, steps: int, seed: int, device: torch.device
 ) -> Mapping[str, float]:
     """Return how the least squared gradient so far falls, with steps of size `0.3 k^-decay`.
 
@@ -101,11 +101,11 @@ def gradient_decay(
         `slope`, of its logarithm by that of the step from a tenth of the steps to all of them;
         `early` and `late`, its values there.
 
-    Source: S4, Theorem 2: at most `-(1 - decay)`. Deviation: as `KBFGSL` has it, pairs that break
+    Source: S4, Theorem 2: at most `-(1 - decay)`. Deviation: as `KBFGS` has it, pairs that break
     the bounds are damped and taken, where Algorithm 5 leaves them out.
     """
     problem = TanhRegression(seed, device)
-    optimizer = method(problem.model, 0.3, damping=0.3)
+    optimizer = KBFGS(problem.model, 0.3, damping=0.3, inverse=inverse)
     least, early = math.inf, math.nan
     for step in range(steps):
         for group in optimizer.param_groups:

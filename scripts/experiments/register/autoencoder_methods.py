@@ -14,7 +14,7 @@ from experiments.problem import Problem
 from experiments.problems.autoencoders import DECAY, pixel_entropy
 from experiments.problems.autoencoding import Autoencoding
 from experiments.training import Method
-from psgd_optim.peers import ESGD, KBFGS, KBFGSL, KFAC, JacobiSGD
+from psgd_optim.peers import ESGD, KBFGS, KFAC, JacobiSGD, LimitedMemory
 from psgd_optim.peers.likelihoods import bernoulli, normal
 from psgd_optim.types import InputError
 
@@ -39,7 +39,8 @@ def kbfgs_limited(damping: float, rates: Sequence[float]) -> Method:
     """Return K-BFGS(L) after a pass through the images, with its learning rates."""
 
     def build(problem: Problem, lr: float, seed: int) -> torch.optim.Optimizer:
-        optimizer = KBFGSL(_model(problem), lr, damping=damping, weight_decay=DECAY)
+        kept = LimitedMemory()
+        optimizer = KBFGS(_model(problem), lr, damping=damping, inverse=kept, weight_decay=DECAY)
         optimizer.warm_start(_autoencoding(problem).epoch())
         return optimizer
 

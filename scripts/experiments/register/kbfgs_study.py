@@ -20,7 +20,7 @@ from experiments.problems.quasi_newton_study import (
 from experiments.register.autoencoder_methods import OUR_CURVES, kbfgs, kbfgs_limited, kfac
 from experiments.results import Results
 from experiments.training import Race
-from psgd_optim.peers import KBFGS, KBFGSL
+from psgd_optim.peers import DenseBFGS, LimitedMemory
 
 _BATCH = 200
 _FULL, _LIMITED, _KFAC = "K-BFGS", "K-BFGS(L)", "KFAC"
@@ -243,8 +243,8 @@ _S4_10 = Experiment(
             minutes=0.2,
             study=Measurement(
                 functions={
-                    name: functools.partial(gradient_decay, method, 0.6, 1500)
-                    for name, method in ((_FULL, KBFGS), (_LIMITED, KBFGSL))
+                    name: functools.partial(gradient_decay, inverse, 0.6, 1500)
+                    for name, inverse in ((_FULL, DenseBFGS()), (_LIMITED, LimitedMemory()))
                 },
                 columns={
                     "slope": "slope of the least squared gradient",

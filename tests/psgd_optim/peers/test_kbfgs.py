@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from psgd_optim import InputError
-from psgd_optim.peers import KBFGS, KBFGSL
+from psgd_optim.peers import KBFGS, DenseBFGS, LimitedMemory
 
 LR, DAMPING, BETA, DECAY, MU1 = 0.4, 0.09, 0.9, 0.01, 0.2
 ROOT = DAMPING**0.5
+each_inverse = pytest.mark.parametrize("inverse", [DenseBFGS(), LimitedMemory()], ids=repr)
 
 
 def network() -> nn.Sequential:
@@ -105,12 +106,12 @@ def reference(weights: list[Tensor], data: Tensor, warm: bool) -> tuple[list[Ten
     return weights, changed
 
 
-@pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
+@each_inverse
 @pytest.mark.parametrize("warm", [True, False])
-def test_steps_are_those_of_a_naive_loop_over_samples(kind, warm):
+def test_steps_are_those_of_a_naive_loop_over_samples(inverse, warm):
     model, data = network(), batches()
     weights = [torch.cat([x.weight, x.bias[:, None]], 1).detach() for x in (model[0], model[2])]
-    optimizer = kind(model, LR, damping=DAMPING, weight_decay=DECAY)
+    optimizer = KBFGS(model, LR, damping=DAMPING, inverse=inverse, weight_decay=DECAY)
     if warm:
         optimizer.warm_start(lambda x=x: mean_loss(model, x) for x in data)
     losses = [optimizer.step(lambda x=x: mean_loss(model, x)) for x in data]
@@ -126,7 +127,7 @@ def test_both_kinds_differ_when_the_memory_forgets():
     ends = []
     for memory in (2, 50):
         model = network()
-        optimizer = KBFGSL(model, LR, damping=DAMPING, memory=memory)
+        optimizer = KBFGS(model, LR, damping=DAMPING, inverse=LimitedMemory(memory))
         for x in batches(8):
             optimizer.step(partial(mean_loss, model, x))
         ends.append(model[0].weight.detach())
@@ -152,11 +153,11 @@ def test_randomness_of_the_closure_is_the_same_in_both_passes():
     assert not any(state["change_average"].any() for state in optimizer.state.values())
 
 
-@pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
+@each_inverse
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_second_pass_that_is_not_finite_leaves_no_trace_in_averages_and_inverse(kind, bad):
+def test_a_second_pass_that_is_not_finite_leaves_no_trace_in_averages_and_inverse(inverse, bad):
     model, x = network(), batches(4)
-    optimizer = kind(model, LR, damping=DAMPING)
+    optimizer = KBFGS(model, LR, damping=DAMPING, inverse=inverse)
     for batch in x[:3]:
         optimizer.step(partial(mean_loss, model, batch))
     before = [dict(state) for state in optimizer.state.values()]
@@ -245,9 +246,9 @@ def test_the_ratio_of_the_first_damping_is_checked():
         KBFGS(network(), LR, damping=DAMPING, inverse_ratio=1.5)
 
 
-@pytest.mark.parametrize("kind", [KBFGS, KBFGSL])
-def test_a_damping_whose_root_bounds_no_pairs_is_refused(kind):
-    kind(network(), LR, damping=1.0)
+@each_inverse
+def test_a_damping_whose_root_bounds_no_pairs_is_refused(inverse):
+    KBFGS(network(), LR, damping=1.0, inverse=inverse)
     with pytest.raises(InputError, match=r"Got damping = 1\.5; .* in \(0, 1\]") as refusal:
-        kind(network(), LR, damping=1.5)
+        KBFGS(network(), LR, damping=1.5, inverse=inverse)
     assert "\n" not in str(refusal.value)

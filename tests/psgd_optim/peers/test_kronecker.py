@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from psgd_optim import InputError
-from psgd_optim.peers import KBFGS, KBFGSL, KFAC
+from psgd_optim.peers import KBFGS, KFAC, DenseBFGS, LimitedMemory
 from psgd_optim.peers.likelihoods import bernoulli
 from psgd_optim.tools.stepping import check_clipping, take_step
 
 MAKERS = {
     "kbfgs": partial(KBFGS, lr=0.2, damping=0.3),
-    "kbfgsl": partial(KBFGSL, lr=0.2, damping=0.3, memory=4),
+    "kbfgsl": partial(KBFGS, lr=0.2, damping=0.3, inverse=LimitedMemory(4)),
     "kfac": partial(KFAC, lr=0.2, damping=0.3, sampled_loss=bernoulli, interval=3),
 }
 each_optimizer = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -428,6 +428,25 @@ def test_the_state_of_another_optimizer_is_refused(theirs: str):
         MAKERS["kbfgs"](network()).load_state_dict(other.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("theirs", "mine"),
+    [
+        (LimitedMemory(4), DenseBFGS()),
+        (DenseBFGS(), LimitedMemory(4)),
+        (LimitedMemory(4), LimitedMemory(5)),
+    ],
+)
+def test_the_state_of_another_way_to_keep_the_inverse_is_refused_by_name(theirs: Any, mine: Any):
+    other = MAKERS["kbfgs"](network(), inverse=theirs)  # before a step, when there is no entry yet
+    optimizer = MAKERS["kbfgs"](network(), inverse=mine)
+    with pytest.raises(InputError) as refusal:
+        optimizer.load_state_dict(other.state_dict())
+    assert str(refusal.value) == (
+        f"Got the state of K-BFGS with {theirs}, where this optimizer has K-BFGS with {mine}; "
+        "build optimizer and model as they were."
+    )
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 
@@ -454,7 +473,8 @@ def test_numbers_outside_their_range_are_refused(make: Make, settings: dict[str,
 @pytest.mark.parametrize(
     ("kind", "settings", "error", "words"),
     [
-        ("kbfgsl", {"memory": 2.5}, InputError, "2.5; give an integer of at least 1"),
+        ("kbfgs", {"inverse": 100}, TypeError, r"Got inverse = 100; give DenseBFGS\(\) or Lim"),
+        ("kbfgs", {"inverse": LimitedMemory}, TypeError, r"LimitedMemory'>; give DenseBFGS\(\)"),
         ("kfac", {"interval": 1.5}, InputError, "Got interval = 1.5; give an integer of at least"),
         ("kfac", {"seed": None}, InputError, "Got seed = None; give an integer"),
         ("kfac", {"sampled_loss": "normal"}, TypeError, "give one of psgd_optim.peers.likelihoods"),

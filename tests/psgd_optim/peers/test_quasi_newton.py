@@ -6,10 +6,10 @@ from torch import Tensor
 
 from psgd_optim import InputError
 from psgd_optim.peers.quasi_newton import (
-    CompactLBFGS,
     DenseBFGS,
     DoubleDamping,
     InverseHessian,
+    LimitedMemory,
     SecantPair,
     bfgs_inverse,
     shows_curvature,
@@ -132,7 +132,7 @@ def test_ratios_outside_their_range_are_refused(mu1, mu2):
 # --- gates ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inverse", [DenseBFGS(), CompactLBFGS(4)])
+@pytest.mark.parametrize("inverse", [DenseBFGS(), LimitedMemory(4)])
 @pytest.mark.parametrize(
     ("s", "y", "norm"),
     [
@@ -181,7 +181,7 @@ def fed(inverse: InverseHessian, some: list[SecantPair]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("count", [0, 1, 3, 5, 6, 13])
 def test_the_memory_is_the_recursion_over_the_pairs_that_it_has(count):
-    some, n, memory = pairs(7, 13)[:count], 7, CompactLBFGS(5)
+    some, n, memory = pairs(7, 13)[:count], 7, LimitedMemory(5)
     state = fed(memory, some) if some else memory.initial(normal(n))
     h = torch.eye(n, dtype=torch.float64)
     for s, y in some[-5:]:
@@ -193,7 +193,7 @@ def test_the_memory_is_the_recursion_over_the_pairs_that_it_has(count):
 
 
 def test_the_inverse_of_the_triangle_is_kept_through_evictions():
-    state, some = fed(CompactLBFGS(5), pairs(7, 13)), pairs(7, 13)[-5:]
+    state, some = fed(LimitedMemory(5), pairs(7, 13)), pairs(7, 13)[-5:]
     s, y = (torch.stack(x, dim=1) for x in zip(*some, strict=True))
     assert torch.equal(state["steps"], s) and torch.equal(state["changes"], y)
     wanted = torch.linalg.inv(torch.triu(s.mT @ y))
@@ -205,20 +205,20 @@ def test_the_inverse_of_the_triangle_is_kept_through_evictions():
 def test_dense_and_compact_agree_while_nothing_is_forgotten():
     some, x = pairs(6, 8), normal(6, 3, seed=1)
     dense, compact = (
-        inverse.apply(fed(inverse, some), x) for inverse in (DenseBFGS(), CompactLBFGS(8))
+        inverse.apply(fed(inverse, some), x) for inverse in (DenseBFGS(), LimitedMemory(8))
     )
     torch.testing.assert_close(compact, dense, rtol=1e-10, atol=1e-10)
 
 
 def test_a_memory_without_room_is_refused():
-    with pytest.raises(InputError, match="at least 1"):
-        CompactLBFGS(0)
+    with pytest.raises(InputError, match=r"Got memory = 0; give an integer of at least 1"):
+        LimitedMemory(0)
 
 
 # --- P28 -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("inverse", [DenseBFGS(), CompactLBFGS(3)])
+@pytest.mark.parametrize("inverse", [DenseBFGS(), LimitedMemory(3)])
 def test_the_sign_of_pairs_does_not_matter_at_all(inverse):
     damping, x = DoubleDamping(0.2, 0.5), normal(6, 2, seed=4)
     found = []
