@@ -333,6 +333,29 @@ def test_state_of_something_else_is_refused_and_changes_nothing() -> None:
     assert torch.equal(after["state"][0]["squares"], before["state"][0]["squares"])
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "x", "words"),
+    [
+        ("damping", -1.0, "Got damping = -1.0; give a positive number"),
+        ("lr", float("nan"), "Got lr = nan; give a number of at least 0"),
+        ("refresh_every", 0, "Got refresh_every = 0; give an integer of at least 1"),
+        ("step", -1, "Got step = -1; give an integer of at least 0"),
+    ],
+)
+def test_saved_settings_outside_their_range_are_refused(
+    peer: Peer, name: str, x: float, words: str
+) -> None:
+    saved = peer([start(2)], 0.1, damping=0.1).state_dict()
+    saved["param_groups"][0][name] = x
+    optimizer = peer([start(2)], 0.1, damping=0.1)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(InputError, match=words) as refusal:
+        optimizer.load_state_dict(saved)
+    assert "\n" not in str(refusal.value)
+    assert optimizer.state_dict() == before
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 
@@ -425,6 +448,28 @@ def test_dominance_of_a_diagonal_is_a_hundred_and_of_nothing_is_zero() -> None:
     assert found.dominance() == pytest.approx(100, rel=1e-12)
     found = estimate_hessian_diagonal(quadratic(0 * curvatures, x), [x], probes=3)
     assert found.dominance() == 0
+
+
+def test_dominance_of_few_probes_is_zero_where_their_noise_is_all_there_is() -> None:
+    """Two probes of `[[0, 1], [1, 0]]` estimate a diagonal of 0 or of +-1."""
+    x, hessian = start(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=REAL)
+    found = []
+    for seed in range(8):
+        estimate = estimate_hessian_diagonal(quadratic(hessian, x), [x], probes=2, seed=seed)
+        found.append(estimate.dominance())
+    assert sorted(set(found)) == [0.0, 100.0]
+
+
+def test_estimates_of_half_precision_are_in_single_precision() -> None:
+    curvatures = torch.tensor([1.0078125, -3.015625], dtype=torch.bfloat16)
+    x = torch.tensor([1.0078125, 1.015625], dtype=torch.bfloat16, requires_grad=True)
+    found = estimate_hessian_diagonal(lambda: 0.5 * (curvatures * x.square()).sum(), [x], probes=2)
+    (gradient,) = torch.autograd.grad(0.5 * (curvatures * x.square()).sum(), x)
+    wide = curvatures.float()
+    assert torch.equal(found.row_squares[x], wide.square())
+    assert torch.equal(found.diagonal[x], wide)
+    assert found.diagonal[x].dtype == torch.float32
+    assert torch.equal(found.gradient_squares[x], gradient.float().square())
 
 
 def test_cosine_distance_is_over_all_pieces_together() -> None:

@@ -1,6 +1,7 @@
 """K-BFGS against a naive loop over samples, and what its options do."""
 
 from functools import partial
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -10,7 +11,6 @@ from psgd_optim import InputError
 from psgd_optim.peers import KBFGS, DenseBFGS, LimitedMemory
 
 LR, DAMPING, BETA, DECAY, MU1 = 0.4, 0.09, 0.9, 0.01, 0.2
-ROOT = DAMPING**0.5
 each_inverse = pytest.mark.parametrize("inverse", [DenseBFGS(), LimitedMemory()], ids=repr)
 
 
@@ -59,10 +59,10 @@ def bfgs(h: Tensor, s: Tensor, y: Tensor) -> Tensor:
     return left @ h @ left.mT + torch.outer(s, s) / (s @ y)
 
 
-def damped(s: Tensor, y: Tensor, h: Tensor, mu2: float) -> tuple[Tensor, Tensor]:
+def damped(s: Tensor, y: Tensor, h: Tensor, mu1: float, mu2: float) -> tuple[Tensor, Tensor]:
     yhy = y @ h @ y
-    if s @ y < MU1 * yhy:
-        theta = (1 - MU1) * yhy / (yhy - s @ y)
+    if s @ y < mu1 * yhy:
+        theta = (1 - mu1) * yhy / (yhy - s @ y)
         s = theta * s + (1 - theta) * h @ y
     if s @ y < mu2 * s @ s:
         theta = (1 - mu2) * (s @ s) / (s @ s - s @ y)
@@ -70,8 +70,23 @@ def damped(s: Tensor, y: Tensor, h: Tensor, mu2: float) -> tuple[Tensor, Tensor]
     return s, y
 
 
-def reference(weights: list[Tensor], data: Tensor, warm: bool) -> tuple[list[Tensor], int]:
-    """The weights after one step per mini-batch, and how often a pair was damped."""
+class Trained(NamedTuple):
+    """The weights after one step per mini-batch, and shares of its pairs."""
+
+    weights: list[Tensor]
+    damped: float
+    within_bound: float
+    within_twice_bound: float
+
+
+def weights_of(model: nn.Sequential) -> list[Tensor]:
+    return [torch.cat([x.weight, x.bias[:, None]], 1).detach() for x in (model[0], model[2])]
+
+
+def reference(
+    weights: list[Tensor], data: Tensor, warm: bool, mu1: float, damping: float
+) -> Trained:
+    root = damping**0.5
     mean = [
         sum(m) / len(data)
         for m in zip(*[[s["aa"] for s in forward_backward(weights, x)] for x in data], strict=True)
@@ -81,7 +96,7 @@ def reference(weights: list[Tensor], data: Tensor, warm: bool) -> tuple[list[Ten
     hg = [torch.eye(len(w), dtype=w.dtype) for w in weights]
     sbar = [torch.zeros(len(w), dtype=w.dtype) for w in weights]
     ybar = [x.clone() for x in sbar]
-    a, ha, changed = list(mean), [], 0
+    a, ha, met = list(mean), [], torch.zeros(3)
     for k, x in enumerate(data):
         before = forward_backward(weights, x)
         for i in layers:
@@ -89,7 +104,7 @@ def reference(weights: list[Tensor], data: Tensor, warm: bool) -> tuple[list[Ten
             if k == 0:
                 a[i] = mean[i] if warm else before[i]["aa"]
                 eye = torch.eye(len(a[i]), dtype=x.dtype)
-                ha.append(torch.linalg.inv(a[i] + ROOT * eye))
+                ha.append(torch.linalg.inv(a[i] + root * eye))
             else:
                 a[i] = BETA * a[i] + (1 - BETA) * before[i]["aa"]
         weights = [w - LR * hg[i] @ m[i] @ ha[i] for i, w in enumerate(weights)]
@@ -97,29 +112,30 @@ def reference(weights: list[Tensor], data: Tensor, warm: bool) -> tuple[list[Ten
         for i in layers:
             sbar[i] = BETA * sbar[i] + (1 - BETA) * (after[i]["h"] - before[i]["h"])
             ybar[i] = BETA * ybar[i] + (1 - BETA) * (after[i]["g"] - before[i]["g"])
-            s, y = damped(sbar[i], ybar[i], hg[i], ROOT)
-            changed += not torch.equal(s, sbar[i]) or not torch.equal(y, ybar[i])
+            s, y = damped(sbar[i], ybar[i], hg[i], mu1, root)
+            is_damped = not torch.equal(s, sbar[i]) or not torch.equal(y, ybar[i])
+            ratio = (y @ hg[i] @ y) / (s @ y) * (1 - 1e-9)
+            met += torch.tensor([is_damped, ratio <= 1 / mu1, ratio <= 2 / mu1])
             if s @ y > 1e-4 * (s @ s) * before[i]["g"].norm():
                 hg[i] = bfgs(hg[i], s, y)
             s = ha[i] @ before[i]["a"]
-            ha[i] = bfgs(ha[i], s, a[i] @ s + ROOT * s)
-    return weights, changed
+            ha[i] = bfgs(ha[i], s, a[i] @ s + root * s)
+    return Trained(weights, *(met / (len(data) * len(weights))).tolist())
 
 
 @each_inverse
 @pytest.mark.parametrize("warm", [True, False])
-def test_steps_are_those_of_a_naive_loop_over_samples(inverse, warm):
+@pytest.mark.parametrize("mu1", [MU1, 0.6])
+def test_steps_are_those_of_a_naive_loop_over_samples(inverse, warm, mu1):
     model, data = network(), batches()
-    weights = [torch.cat([x.weight, x.bias[:, None]], 1).detach() for x in (model[0], model[2])]
-    optimizer = KBFGS(model, LR, damping=DAMPING, inverse=inverse, weight_decay=DECAY)
+    weights, settings = weights_of(model), {"weight_decay": DECAY, "inverse_ratio": mu1}
+    optimizer = KBFGS(model, LR, damping=DAMPING, inverse=inverse, **settings)
     if warm:
         optimizer.warm_start(lambda x=x: mean_loss(model, x) for x in data)
     losses = [optimizer.step(lambda x=x: mean_loss(model, x)) for x in data]
-    wanted, changed = reference(weights, data, warm)
-    assert warm or changed  # double damping took part
-    for layer, w in zip((model[0], model[2]), wanted, strict=True):
-        ours = torch.cat([layer.weight, layer.bias[:, None]], 1)
-        torch.testing.assert_close(ours, w, rtol=1e-10, atol=1e-10)
+    wanted = reference(weights, data, warm, mu1, DAMPING)
+    assert warm or wanted.damped
+    torch.testing.assert_close(weights_of(model), wanted.weights, rtol=1e-10, atol=1e-10)
     assert torch.equal(losses[0], mean_loss(network(), data[0]).detach())
 
 
@@ -213,17 +229,55 @@ def test_a_damping_that_a_schedule_spoils_is_refused_before_anything_moves():
     assert torch.equal(model[0].weight, network()[0].weight)
 
 
-def test_metrics_tell_how_many_pairs_meet_the_bound():
-    model = network()
-    optimizer = KBFGS(model, LR, damping=DAMPING)
+@each_inverse
+def test_metrics_are_the_shares_of_pairs_of_the_loop_that_meet_the_bound(inverse):
+    model, data = network(), batches(20)
+    wanted = reference(weights_of(model), data, False, 0.6, 0.5)
+    settings = {"weight_decay": DECAY, "inverse_ratio": 0.6}
+    optimizer = KBFGS(model, LR, damping=0.5, inverse=inverse, **settings)
     assert optimizer.metrics() == {}
-    for x in batches(20):
-        optimizer.step(lambda x=x: mean_loss(model, x))
-    figures = optimizer.metrics()
-    strict, twice = figures["pairs_within_bound"], figures["pairs_within_twice_bound"]
-    assert 0 < strict <= twice <= 1
-    counts = sum(state["pair_counts"] for state in optimizer.state.values())
-    assert counts[0] == 40
+    for x in data:
+        optimizer.step(partial(mean_loss, model, x))
+    figures = {name: float(x) for name, x in optimizer.metrics().items()}
+    assert 0 < wanted.within_bound < wanted.within_twice_bound < 1
+    assert figures == {
+        "pairs_within_bound": pytest.approx(wanted.within_bound),
+        "pairs_within_twice_bound": pytest.approx(wanted.within_twice_bound),
+    }
+
+
+# --- pairs that only the gradient's or the input's norm refuses ----------------------------------
+
+
+@each_inverse
+@pytest.mark.parametrize(("slope", "is_refused"), [(1e3, False), (1e4, True)])
+def test_a_pair_of_outputs_must_show_curvature_by_the_gradients_norm(inverse, slope, is_refused):
+    """A linear loss has `y = 0`, damped to `y = mu_2 s`: refused if `|g| >= 1e4 mu_2`, 3,000."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1).double(), batches(1)[0]
+    optimizer = KBFGS(model, 1e-3, damping=DAMPING, inverse=inverse, pair_beta=0.0)
+    optimizer.step(lambda: slope * model(x).mean())
+    state, fresh = optimizer.state[model.weight], inverse.initial(model.bias.detach())
+    assert state["step_average"].any() and not state["change_average"].any()
+    assert all(torch.equal(state[name], old) for name, old in fresh.items()) == is_refused
+
+
+@pytest.mark.parametrize(("size", "is_refused"), [(1e3, False), (1e4, True)])
+def test_a_pair_of_inputs_must_show_curvature_by_the_inputs_norm(size, is_refused):
+    """Of inputs `(size, 0, 1)` where `A` has seen zeros: `s^T y ~ (0.3 + 1e-9 size^2) s^T s`.
+
+    The second step is the first one whose moment changes `A`, and so `H_a`.
+    """
+    model, x = nn.Linear(2, 1).double(), torch.tensor([[size, 0.0]], dtype=torch.float64)
+    optimizer = KBFGS(model, 0.0, damping=DAMPING, beta=1 - 1e-9)
+    optimizer.warm_start([lambda: model(0 * x).mean()])
+    optimizer.step(lambda: model(x).mean())
+    before = optimizer.state[model.weight]["input_inverse"]
+    optimizer.step(lambda: model(x).mean())
+    assert torch.equal(before, optimizer.state[model.weight]["input_inverse"]) == is_refused
+
+
+# --- bounds --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -236,7 +290,7 @@ def test_a_pair_that_the_first_damping_alone_changes_is_within_the_bound(seed):
     optimizer.step(lambda: 50 * (model(x) - torch.randn(3)).square().sum(dim=1).mean())
     s = model(x).mean(dim=0).detach() - before
     y = 100 * s
-    changed, same = damped(s, y, torch.eye(3), 1e-3)
+    changed, same = damped(s, y, torch.eye(3), MU1, 1e-3)
     assert s @ y < MU1 * (y @ y) and not torch.equal(changed, s) and torch.equal(same, y)
     assert optimizer.metrics()["pairs_within_bound"] == 1
 
