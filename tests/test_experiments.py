@@ -570,6 +570,10 @@ def test_a_killed_worker_gets_a_line_and_ends_the_others():
     start = time.monotonic()
     message = r"^A worker was killed; the same command goes on\.$"
     with pytest.raises(InputError, match=message), pool(2) as submit:
+        # Both have to be up: an executor sees the death of one that it has just started only at
+        # the next event.
+        for started in [submit(partial(time.sleep, 1.0)) for _ in range(2)]:
+            started.result()
         submit(partial(time.sleep, 600))
         submit(partial(signal.raise_signal, signal.SIGKILL)).result()
     assert time.monotonic() - start < 300
