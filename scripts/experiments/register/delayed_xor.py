@@ -99,8 +99,8 @@ S2_17 = Experiment(
     claim="PSGD of rank 10 solves all with every seed; SGD and the Adam-like methods solve T = 32 "
     "alone.",
     obstacle="A step of the LSTM takes four times as long as one of the RNN: S0-2 has the LSTM. "
-    "With the paper's step sizes, .01 for both, T = 32 takes 8,000 to 10,000 iterations, and T = "
-    "55 is not solved in 40,000 by the first seed.",
+    "With the paper's step sizes, .01 for both, the first seed takes 7,750 iterations at T = 32, "
+    "and does not solve T = 55 in 40,000 (`S2-17.full.jsonl` has both runs).",
     budgets={
         "quick": Budget(
             setting="RNN, T = 32 alone, 4 000 of 100 000 iterations, one seed, two of seven "
