@@ -321,7 +321,14 @@ def _difference(these: Sequence[str], those: Sequence[str]) -> str:
 
 
 def damped_inverse(moment: Tensor, damping: float) -> Tensor:
-    """Return `(A + damping I)^-1` of a positive semi-definite matrix (n, n)."""
+    """Return `(A + damping I)^-1` of a positive semi-definite matrix (n, n).
+
+    Where A is so large that its rounding errors exceed the damping, as in a run that diverges,
+    it may have eigenvalues below `-damping`; they count as 0 then.
+    """
     eye = torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    root: Tensor = torch.linalg.cholesky(moment + damping * eye)
-    return torch.cholesky_inverse(root)
+    root, failed = torch.linalg.cholesky_ex(moment + damping * eye)
+    if not failed:
+        return torch.cholesky_inverse(root)
+    values, vectors = torch.linalg.eigh(moment)
+    return (vectors / (values.clamp(min=0) + damping)) @ vectors.T

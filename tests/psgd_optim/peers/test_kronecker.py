@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from psgd_optim import InputError
 from psgd_optim.peers import KBFGS, KFAC, DenseBFGS, LimitedMemory
+from psgd_optim.peers.kronecker import damped_inverse
 from psgd_optim.peers.likelihoods import bernoulli
 from psgd_optim.tools.stepping import check_clipping, take_step
 
@@ -54,6 +55,18 @@ def train(optimizer: Any, model: nn.Module, steps: range) -> None:
 def same(a: nn.Module, b: nn.Module) -> bool:
     pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
     return all(torch.equal(x, y) for x, y in pairs)
+
+
+# --- inverses ------------------------------------------------------------------------------------
+
+
+def test_a_moment_whose_rounding_errors_exceed_the_damping_is_inverted_to_a_bounded_matrix():
+    x = 1e6 * torch.randn(20, 40, generator=torch.Generator().manual_seed(0))
+    moment = x.T @ x  # of rank 20, and in float32 with eigenvalues below -0.1
+    assert torch.linalg.eigvalsh(moment).min() < -0.1
+    found = torch.linalg.eigvalsh(damped_inverse(moment, 0.1))
+    assert found.min() > -1e-5
+    assert found.max() == pytest.approx(10, rel=1e-4)
 
 
 # --- steps ---------------------------------------------------------------------------------------
