@@ -52,7 +52,7 @@ def _told_once(sign: str, place: str) -> str:
     """Return the message for a loss that has a first derivative only."""
     return (
         f"Exact() cannot differentiate this loss twice{place}: {_NO_SECOND_DERIVATIVE[sign]}, or "
-        "use Newton(source=FiniteDifference())."
+        "take finite differences, PSGD(criterion=Newton(source=FiniteDifference()))."
     )
 
 
@@ -153,7 +153,7 @@ def products(
             raise InputError(
                 f"The gradient of {told}, of shape {tuple(p.shape)}, has no graph, so that H v "
                 "would leave it out: call the uncompiled module, or, if the loss is linear in it, "
-                "use Newton(source=FiniteDifference())."
+                "take finite differences, PSGD(criterion=Newton(source=FiniteDifference()))."
             )
     inputs = list(grads)
     if not inputs:

@@ -219,7 +219,11 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    if value is None:
+        return "-"
+    if 1e4 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:.4g}"
 
 
 def write_page(path: Path, text: str) -> None:

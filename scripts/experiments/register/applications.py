@@ -74,7 +74,7 @@ _S1_3 = Experiment(
     "with its 33 278 words takes minutes.",
     budgets={
         "quick": Budget(
-            setting="Reduced: tiny Shakespeare by words, the 5 000 most frequent; one LSTM layer "
+            setting="Tiny Shakespeare by words, the 5 000 most frequent; one LSTM layer "
             "of 100 units, tied, dropout 0.2, 100 steps of 20 x 35 words at a constant rate. PSGD "
             "is another one: it whitens the gradient's average, and takes no Hessian-vector "
             "products, so that this says nothing about the Newton type." + _FEW_TOLD,
@@ -123,7 +123,7 @@ _S2_13 = Experiment(
     obstacle="200 epochs of the paper's model take days on a CPU.",
     budgets={
         "quick": Budget(
-            setting="Reduced: one LSTM layer of 100 units, tied, dropout 0.2, 100 steps of 20 x 35 "
+            setting="One LSTM layer of 100 units, tied, dropout 0.2, 100 steps of 20 x 35 "
             "words at a constant rate. The claim is on the end of a training, so that the longest "
             "comparison there is counts too: two epochs with 200 units and falling rates."
             + _FEW_TOLD,
@@ -152,7 +152,7 @@ _S2_14 = Experiment(
     data=("shakespeare",),
     budgets={
         "quick": Budget(
-            setting="Reduced: " + _GPT_SETTING.format(steps=100) + _FEW_TOLD,
+            setting=_GPT_SETTING.format(steps=100) + _FEW_TOLD,
             minutes=2.5,
             study=ApplicationRace(
                 train=language_model(_SHORT, _SHAKESPEARE),
@@ -197,7 +197,7 @@ _S2_15 = Experiment(
     obstacle="OpenWebText is not to be had here, and 600 000 steps of 50 M parameters need a GPU.",
     budgets={
         "quick": Budget(
-            setting="Reduced: 0.8 M parameters on tiny Shakespeare by characters, with the paper's "
+            setting="0.8 M parameters on tiny Shakespeare by characters, with the paper's "
             "context of 8 and batch 12; 300 steps." + _FEW_TOLD,
             minutes=1,
             study=ApplicationRace(
@@ -223,7 +223,7 @@ _S2_16 = Experiment(
     obstacle="One million steps, five seeds, HalfCheetah-v5 and Walker2d-v5: docs/results.md.",
     budgets={
         "quick": Budget(
-            setting="Reduced: HalfCheetah-v5 (the paper has an older version), 60 000 steps of the "
+            setting="HalfCheetah-v5 (the paper has an older version), 60 000 steps of the "
             "preset, 3 seeds; minus the mean return of 10 deterministic episodes.",
             minutes=2,
             study=ApplicationRace(

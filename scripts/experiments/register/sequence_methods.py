@@ -42,16 +42,32 @@ def of_matrices(plan: AxisPlan) -> Scope:
     return DirectSum((by_axes(2, 2), matrices), otherwise=rows)
 
 
-def low_rank(rank: int, precond_lr: float = 0.01, momentum: float = 0.0) -> Build:
-    """Return what makes S2's low-rank approximation of all parameters together.
+def low_rank(rank: int) -> Build:
+    """Return what makes S2's low-rank approximation of all parameters together, as it sets it up.
 
     Args:
         rank: Of the approximation.
-        precond_lr: Step size of `Q`; the paper's is the default.
-        momentum: Decay of the gradient's average; the paper has none.
     """
-    clip = (ClipNorm(LARGEST_STEP),)
-    return psgd(methods.low_rank(rank), precond_lr, clip=clip, momentum=momentum)
+    return psgd(methods.low_rank(rank), 0.01, clip=(ClipNorm(LARGEST_STEP),))
+
+
+def eager_low_rank(rank: int) -> Build:
+    """Return what makes the same with steps of `Q` that start large, and not in every iteration.
+
+    With small ones the recurrent weights' eigenvalues shrink, and with them the memory, before the
+    loss leaves the plateau; with steps that stay large it falls slowly afterwards.
+
+    Args:
+        rank: Of the approximation.
+    """
+    return psgd(
+        methods.low_rank(rank),
+        methods.annealed(0.5, 0.02, 20_000),
+        clip=(ClipNorm(LARGEST_STEP),),
+        init_scale=None,
+        momentum=0.9,
+        gate=0.3,
+    )
 
 
 def sgd(*rates: float) -> Method:
