@@ -69,7 +69,7 @@ def _solves_more(rich: str, poor: str, by: float, case: str) -> Criterion:
 
 
 def _eager(rank: int) -> Method:
-    """Return PSGD with settings chosen with the second and third seed at T = 55."""
+    """Return PSGD with settings chosen with the first three seeds at T = 55."""
     return Method(build=eager_low_rank(rank), rates=(0.02,))
 
 
@@ -113,7 +113,7 @@ S2_17 = Experiment(
         "full": Budget(
             setting="RNN, 40 000 of 100 000 iterations for T up to 64, 5 of 10 seeds, two of seven "
             "rivals, and those at T = 55 alone; without the LSTM. PSGD has momentum .9, steps of Q "
-            "that 30 % of the iterations take and that fall from .5 to .02 in 20 000, and .02 for "
+            "that 30 % of the iterations take and that fall from .5 to .02 in 40 000, and .02 for "
             "the weights. The paper has none, .01 in all, and .01: those run at T = 32 too.",
             study=_race(
                 _FULL,

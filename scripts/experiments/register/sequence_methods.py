@@ -62,7 +62,7 @@ def eager_low_rank(rank: int) -> Build:
     """
     return psgd(
         methods.low_rank(rank),
-        methods.annealed(0.5, 0.02, 20_000),
+        methods.annealed(0.5, 0.02, 40_000),
         clip=(ClipNorm(LARGEST_STEP),),
         init_scale=None,
         momentum=0.9,
