@@ -86,7 +86,7 @@ EXPERIMENTS = (
             "quick": Budget(
                 setting="Images of 14 x 14, 386,120 weights; 12,000 images, 40 epochs instead of "
                 f"20, one seed; {_OURS}.",
-                minutes=1.8,
+                minutes=3.1,
                 study=_race((_SGD, _LRA), count=12000, epochs=40, rates=(0.5,)),
                 criteria=(
                     below(_LRA, _SGD, "loss", factor=0.25, case=_CASE[0]),

@@ -250,13 +250,15 @@ S0_2B = Experiment(
     "ESGD, SGD and RMSProp fail.",
     budgets={
         "quick": Budget(
-            setting="T = 16 of 50, 4 000 of 20 000 iterations; dense, SGD and RMSProp. No "
+            setting="T = 16 of 50, at most 4 000 of 20 000 iterations; dense, SGD and RMSProp. No "
             f"length that is quick tests the claim: {_RNN_TRIED}. {_DEVIATIONS}.",
             study=_race(
                 _always(vanilla, 30, _of_128(DelayedXOR(16))),
                 _only(_RNN_XOR, "SGD", "RMSProp", "dense"),
                 4000,
                 XOR,
+                evaluate_every=250,
+                solved=0.1,
             ),
             criteria=(
                 at_most("dense", "error", 0.05),
