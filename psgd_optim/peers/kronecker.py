@@ -331,4 +331,5 @@ def damped_inverse(moment: Tensor, damping: float) -> Tensor:
     if not failed:
         return torch.cholesky_inverse(root)
     values, vectors = torch.linalg.eigh(moment)
-    return (vectors / (values.clamp(min=0) + damping)) @ vectors.T
+    inverse: Tensor = (vectors / (values.clamp(min=0) + damping)) @ vectors.T
+    return inverse
