@@ -59,23 +59,17 @@ class Contest(abc.ABC):
         return self.rates.get(label, ())
 
     def next_keys(self, results: Results) -> Sequence[Key]:
-        """Return what is to be run next: first all trials, then other seeds of the best rates."""
-        trials = [
-            Key(case, name, rate, 0, self._steps(case))
-            for case in self.cases
-            for name, rates in self._entrants(case).items()
-            for rate in rates
-        ]
-        missing = [key for key in trials if key not in results]
-        if missing:
-            return missing
-        others = [
-            Key(case, name, results.best_rate(name, case), seed, self._steps(case))
-            for case in self.cases
-            for name in self._methods(case)
-            for seed in range(1, self.seeds)
-        ]
-        return [key for key in others if key not in results]
+        """Return what is to be run next: trials of rates, and other seeds of rates found best."""
+        asked: list[Key] = []
+        for case in self.cases:
+            for name, rates in self._entrants(case).items():
+                key = Key(case, name, None, 0, self._steps(case))
+                trials = [replace(key, rate=rate) for rate in rates]
+                asked += trials
+                if name in self.rates and all(trial in results for trial in trials):
+                    best = replace(key, rate=results.best_rate(name, case))
+                    asked += [replace(best, seed=seed) for seed in range(1, self.seeds)]
+        return [key for key in asked if key not in results]
 
     def criteria(self) -> Sequence[Criterion]:
         """Return that the controls fail."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from experiments.experiment import (
     INFEASIBLE,
     NOT_RUN,
-    REDUCED,
     Budget,
     Experiment,
     Study,
@@ -120,20 +119,21 @@ def section(experiment: Experiment, read: Reader, pictures: Mapping[str, str]) -
 def budget_report(experiment: Experiment, name: str, budget: Budget, results: Results) -> str:
     """Return setting, verdict, criteria with their evidence, and table of one budget."""
     word, findings = verdict(budget, results)
-    setting, told = budget.setting, word
-    if word == REDUCED:  # said already
-        setting = setting.removeprefix("Reduced: ")
-        setting = setting[0].upper() + setting[1:]
+    told, done = word, len(results.records)
+    if word == NOT_RUN and done:
+        told = f"unfinished, {done} of {budget.study.total} runs"
     if findings and budget.study.seeds == 1:
         told += ", one seed"
-    lines = [f"**{name}: {told}.** {setting}", ""]
+    lines = [f"**{name}: {told}.** {budget.setting}", ""]
     command = f"`{command_of(experiment, name)}`"
     if findings:
         for criterion, finding in zip(budget.all_criteria(), findings, strict=True):
             mark = "holds" if finding.holds else "**does not hold**"
             text = criterion.told(budget.study.columns)
             lines.append(f"- {text}: {finding.evidence}; {mark}")
-        lines += ["", table(budget, results), ""]
+        lines.append("")
+    if done:
+        lines += [table(budget, results), ""]
         minutes = sum(record.seconds for record in results.records) / 60
         command += f"; {minutes:.1f} minutes of one core."
     return "\n".join([*lines, command])
@@ -150,7 +150,9 @@ def table(budget: Budget, results: Results) -> str:
     cases = results.cases()
     has_cases, has_rates = cases != [""], any(r.key.rate is not None for r in results.records)
     has_defaults = any(
-        results.best_rate(m, case) != _first_rate(study, m) for m in study.labels for case in cases
+        results.of(m, case) and results.best_rate(m, case) != _first_rate(study, m)
+        for m in study.labels
+        for case in cases
     )
     first_columns = ["case"] * has_cases + ["method"] + ["rate"] * has_rates
     heads = [*first_columns, "seeds", *study.columns.values()]

@@ -97,7 +97,9 @@ S2_17 = Experiment(
     "alone.",
     obstacle="A step of the LSTM takes four times as long as one of the RNN: S0-2 has the LSTM. "
     "With the paper's step sizes, .01 for both, the first seed takes 7,750 iterations at T = 32, "
-    "and does not solve T = 55 in 40,000 (`S2-17.full.jsonl` has both runs).",
+    "and does not solve T = 55 in 40,000 (`S2-17.full.jsonl` has both runs). Before the loss "
+    "falls, the readout and the recurrent eigenvalues shrink; runs that do not leave the plateau "
+    "in time have no memory left to find the XOR with.",
     budgets={
         "quick": Budget(
             setting="RNN, T = 32 alone, 4 000 of 100 000 iterations, one seed, two of seven "
