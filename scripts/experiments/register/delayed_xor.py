@@ -115,8 +115,9 @@ S2_17 = Experiment(
         "full": Budget(
             setting="RNN, 40 000 of 100 000 iterations for T up to 64, 5 of 10 seeds, two of seven "
             "rivals, and those at T = 55 alone; without the LSTM. PSGD has momentum .9, steps of Q "
-            "that 30 % of the iterations take and that fall from .5 to .02 in 40 000, and .02 for "
-            "the weights. The paper has none, .01 in all, and .01: those run at T = 32 too.",
+            "that 30 % of the iterations take and that fall from .5 to .02 in 40 000, .02 for the "
+            "weights, and the first sample's scale for the first Q. The paper has none, .01 in "
+            "all, .01 and 1: those run at T = 32 too.",
             study=_race(
                 _FULL,
                 100_000,
